@@ -1,0 +1,38 @@
+"""What a replica shell asks of an engine. Real engines and the fake one pass the same contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, Picture
+
+
+class Engine(Protocol):
+    async def start(self) -> None:
+        """Load and warm up. Raises whatever the cause is; the replica then fails to start."""
+
+    async def check_health(self) -> None:
+        """Return if the engine can serve; raise EngineFailed if it cannot recover by itself."""
+
+    async def close(self) -> None:
+        """Free everything, subprocesses included. Safe to call twice and before `start`."""
+
+
+class ChatEngine(Engine, Protocol):
+    async def chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> bytes:
+        """The whole completion as OpenAI JSON. Raises AtelierError; cancelling frees the engine's slot."""
+
+    def stream_chat(
+        self, request: ChatRequest, pictures: Sequence[Picture]
+    ) -> AsyncGenerator[bytes, None]:
+        """One OpenAI `chat.completion.chunk` JSON per item: no SSE framing, no `[DONE]`.
+
+        Raises AtelierError: before the first item for a request that cannot run, later if the engine
+        breaks. Closing the generator frees the engine's slot.
+        """
+
+
+class ImageEngine(Engine, Protocol):
+    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+        """Steps, then each picture, then the usage. Raises AtelierError; closing it stops at the next step."""

@@ -1,0 +1,1 @@
+"""Engines: vLLM, diffusers, and their deterministic stand-in. No Ray and no HTTP here."""
