@@ -39,7 +39,8 @@ class ModelSettings(Frozen):
     source: str = ""
     """Local folder or hub id of the checkpoint. A relative path that exists in the project is taken from there."""
     gpu_fraction: Annotated[float, Field(ge=0)] = 0
-    """Share of one GPU: Ray's num_gpus, vLLM's gpu_memory_utilization and torch's memory cap. 0 runs on the CPU."""
+    """Share of one GPU: Ray's num_gpus, vLLM's gpu_memory_utilization and torch's memory cap. 0 runs on the
+    CPU; a whole number above 1 takes that many cards of one node for tensor parallelism."""
     num_cpus: Annotated[float, Field(ge=0)] = 1
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """vllm: named as in `vllm serve`. diffusers: see DiffusersArgs. fake: see FakeArgs."""
@@ -64,6 +65,8 @@ class ModelSettings(Frozen):
         engines = {"vision_language": ("vllm", "fake"), "image_generation": ("diffusers", "fake")}
         if self.engine not in engines[self.task]:
             raise ValueError(f"engine {self.engine!r} cannot do {self.task}: use one of {engines[self.task]}")
+        if self.gpu_fraction > 1 and self.gpu_fraction != int(self.gpu_fraction):
+            raise ValueError("gpu_fraction above 1 must be a whole number of cards")
         if self.engine != "fake" and not self.source:
             raise ValueError("source is required: a checkpoint folder or hub id")
         if self.task == "image_generation" and self.generation is None:

@@ -1,0 +1,109 @@
+"""The composition root: a profile in, a Serve application out. The only file that knows every floor."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from deployments.contracts.settings import Autoscaling, ModelSettings
+from deployments.image_generator import ImageGenerator
+from deployments.preprocessing import Preprocessing
+from deployments.vision_language import VisionLanguage
+from serve_app.cluster import find_cards
+from serve_app.ingress.server import Ingress
+from serve_app.plan import choose_profile, require_fit
+from serve_app.settings import AppSettings, load_settings, profile_path
+
+log = logging.getLogger("ray.serve")
+
+_SHELLS = {"vision_language": VisionLanguage, "image_generation": ImageGenerator}
+
+
+class AppArgs(BaseModel):
+    """`args:` of the application in `serve_config.yaml`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    profile: str = "auto"
+    """`auto`, the name of a file in configs/ without its ending, or the path of a profile."""
+
+
+def build(args: AppArgs) -> Application:
+    """The application of a profile.
+
+    Raises:
+        SettingsError: the profile is wrong, or does not fit the cluster.
+    """
+    cards = find_cards()
+    name = args.profile
+    if name == "auto":
+        name, why = choose_profile(cards)
+        log.info("profile auto: %s (%s)", name, why)
+    settings = load_settings(profile_path(name))
+    require_fit(settings, cards)
+    return compose(settings)
+
+
+def compose(settings: AppSettings) -> Application:
+    """Bind every deployment and the ingress over them."""
+    models = {model.id: _model_deployment(model) for model in settings.models}
+    edge = settings.ingress
+    ingress = serve.deployment(Ingress).options(
+        name="Ingress",
+        ray_actor_options={"num_cpus": edge.num_cpus},
+        autoscaling_config=_autoscaling(
+            Autoscaling(
+                min_replicas=edge.replicas,
+                max_replicas=max(edge.replicas, edge.max_replicas),
+                target_ongoing_requests=edge.max_ongoing_requests / 4,
+            )
+        ),
+        max_ongoing_requests=edge.max_ongoing_requests,
+    )
+    return ingress.bind(settings, _preprocessing(settings), models)
+
+
+def _preprocessing(settings: AppSettings) -> Application:
+    limits = settings.preprocessing
+    deployment = serve.deployment(Preprocessing).options(
+        name="Preprocessing",
+        ray_actor_options={"num_cpus": limits.num_cpus},
+        autoscaling_config=_autoscaling(
+            Autoscaling(
+                min_replicas=limits.replicas,
+                max_replicas=max(limits.replicas, limits.max_replicas),
+                target_ongoing_requests=4,
+            )
+        ),
+        max_ongoing_requests=16,
+        max_queued_requests=128,
+    )
+    return deployment.bind(limits)
+
+
+def _model_deployment(model: ModelSettings) -> Application:
+    deployment = serve.deployment(_SHELLS[model.task]).options(
+        name=model.deployment_name,
+        ray_actor_options={
+            "num_cpus": model.num_cpus,
+            "num_gpus": model.gpu_fraction,
+            "runtime_env": {"env_vars": model.env},
+        },
+        autoscaling_config=_autoscaling(model.autoscaling),
+        max_ongoing_requests=model.max_ongoing_requests,
+        max_queued_requests=model.max_queued_requests,
+        # A picture or a long answer may well take longer than Serve's default of 20 s.
+        graceful_shutdown_timeout_s=120,
+        health_check_period_s=5,
+    )
+    return deployment.bind(model)
+
+
+def _autoscaling(settings: Autoscaling) -> AutoscalingConfig:
+    fields: dict[str, Any] = settings.model_dump()
+    return AutoscalingConfig(**fields)

@@ -1,0 +1,31 @@
+"""What an operation needs of the deployments, without saying how they are reached."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol
+
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+
+PendingPicture = Any
+"""A picture on its way: whatever `Preprocessor.prepare` returned. Only the backend that takes it resolves it."""
+
+
+class Preprocessor(Protocol):
+    def prepare(self, source: ImageSource) -> PendingPicture:
+        """Start preparing an image; returns at once. A bad image surfaces where the picture is used."""
+
+
+class ChatBackend(Protocol):
+    async def chat(self, request: ChatRequest, pictures: Sequence[PendingPicture]) -> bytes:
+        """The whole completion as OpenAI JSON."""
+
+    def stream_chat(
+        self, request: ChatRequest, pictures: Sequence[PendingPicture]
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Chunks as OpenAI JSON, as many per item as were ready together."""
+
+
+class ImageBackend(Protocol):
+    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+        """Steps, pictures, usage."""

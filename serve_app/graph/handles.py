@@ -1,0 +1,132 @@
+"""Deployment handles: the only place that calls `.remote()`.
+
+Text goes by value over Serve's gRPC transport. Pictures go by reference through Ray's object store: the
+transport takes 4 MiB at most, and the array never passes through the ingress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.contracts.errors import AtelierError, Overloaded, Unavailable
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from serve_app.graph.backends import PendingPicture
+from serve_app.graph.readiness import State
+
+OnLost = Callable[[], None]
+
+
+class PreprocessingHandle:
+    """Calls the `Preprocessing` deployment."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle.options(_by_reference=True)
+
+    def prepare(self, source: ImageSource) -> PendingPicture:
+        return self._handle.prepare.remote(source)
+
+
+class VisionLanguageHandle:
+    """Calls one `VisionLanguage` deployment.
+
+    Args:
+        handle: of the deployment.
+        on_lost: called when a replica seems to have died.
+    """
+
+    def __init__(self, handle: DeploymentHandle, on_lost: OnLost) -> None:
+        self._by_value = handle
+        self._by_reference = handle.options(_by_reference=True)
+        self._on_lost = on_lost
+
+    def _pick(self, pictures: Sequence[PendingPicture]) -> DeploymentHandle:
+        return self._by_reference if pictures else self._by_value
+
+    async def chat(self, request: ChatRequest, pictures: Sequence[PendingPicture]) -> bytes:
+        try:
+            answer: bytes = await self._pick(pictures).chat.remote(request, *pictures)
+        except Exception as error:
+            raise translate(error, self._on_lost) from error
+        return answer
+
+    def stream_chat(
+        self, request: ChatRequest, pictures: Sequence[PendingPicture]
+    ) -> AsyncGenerator[list[bytes], None]:
+        handle = self._pick(pictures).options(stream=True)
+        return _stream(handle.stream_chat, (request, *pictures), self._on_lost)
+
+
+class ImageGeneratorHandle:
+    """Calls one `ImageGenerator` deployment. Its events carry encoded pictures, so they go by reference."""
+
+    def __init__(self, handle: DeploymentHandle, on_lost: OnLost) -> None:
+        self._handle = handle.options(_by_reference=True, stream=True)
+        self._on_lost = on_lost
+
+    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+        return _stream(self._handle.generate, (request,), self._on_lost)
+
+
+async def _stream(method: Any, args: tuple[Any, ...], on_lost: OnLost) -> AsyncGenerator[Any, None]:
+    response = method.remote(*args)
+    finished = False
+    try:
+        async for item in response:
+            yield item
+        finished = True
+    except Exception as error:
+        finished = True
+        raise translate(error, on_lost) from error
+    finally:
+        if not finished:
+            # The reader stopped early (a client that went away): free the engine's slot now.
+            response.cancel()
+
+
+def translate(error: BaseException, on_lost: OnLost) -> Exception:
+    """An exception out of a handle as a member of the error tree; an unknown one comes back as it is."""
+    known = _find(error)
+    if known is not None:
+        return known
+    if isinstance(error, BackPressureError):
+        return Overloaded("All queues are full. Try again shortly.", retry_after=2)
+    if isinstance(error, RayError | DeploymentUnavailableError | RayServeException):
+        on_lost()
+        return Unavailable("The model's replica was lost while it worked on this request.", retry_after=2)
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def _find(error: BaseException | None) -> AtelierError | None:
+    # Ray wraps what a replica raised, more than once where one deployment's failed result feeds another.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, AtelierError):
+            return error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+async def deployment_states(app_name: str) -> Mapping[str, State]:
+    """Ask the Serve controller. Deployment name → state."""
+    status = await asyncio.to_thread(serve.status)
+    app = status.applications.get(app_name)
+    return {name: _state(overview) for name, overview in app.deployments.items()} if app else {}
+
+
+def _state(overview: Any) -> State:
+    counts = {getattr(state, "value", state): n for state, n in overview.replica_states.items() if n}
+    status = getattr(overview.status, "value", overview.status)
+    if counts.get("RUNNING"):
+        return "ready"
+    if status == "DEPLOY_FAILED":
+        return "failed"
+    # No replica while nothing is being changed: scaled to zero, and a request will start one.
+    return "idle" if status == "HEALTHY" and not counts else "loading"

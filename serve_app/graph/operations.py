@@ -1,0 +1,91 @@
+"""The operations: what happens for a request, in the order in which it happens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.settings import ModelSettings
+from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
+from serve_app.graph.catalog import Catalog
+from serve_app.graph.readiness import Readiness
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """What a dialect asks for: an OpenAI body whose image parts have been lifted out into `images`."""
+
+    body: dict[str, Any]
+    images: tuple[ImageSource, ...] = ()
+
+
+class Operations:
+    """Chat and image generation over the deployments.
+
+    Args:
+        catalog: the models.
+        readiness: which of them are up.
+        preprocessing: takes every image first.
+        chat: model id → backend.
+        images: model id → backend.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        readiness: Readiness,
+        preprocessing: Preprocessor,
+        chat: Mapping[str, ChatBackend],
+        images: Mapping[str, ImageBackend],
+    ) -> None:
+        self.catalog = catalog
+        self.readiness = readiness
+        self._preprocessing = preprocessing
+        self._chat = chat
+        self._images = images
+
+    async def chat(self, call: ChatCall, request_id: str) -> bytes:
+        """A whole chat completion as OpenAI JSON.
+
+        Raises:
+            AtelierError: whatever kept it from completing.
+        """
+        backend, request, pictures = self._prepare_chat(call, request_id)
+        return await backend.chat(request, pictures)
+
+    def stream_chat(self, call: ChatCall, request_id: str) -> AsyncGenerator[list[bytes], None]:
+        """The same as a stream of OpenAI chunks, several per item where they were ready together.
+
+        Raises:
+            AtelierError: at once if the model is not there, later through the stream.
+        """
+        backend, request, pictures = self._prepare_chat(call, request_id)
+        return backend.stream_chat(request, pictures)
+
+    def _prepare_chat(
+        self, call: ChatCall, request_id: str
+    ) -> tuple[ChatBackend, ChatRequest, list[PendingPicture]]:
+        model = self.catalog.for_task(call.body.get("model"), "vision_language")
+        self.readiness.require(model)
+        pictures = [self._preprocessing.prepare(source) for source in call.images]
+        request = ChatRequest(request_id, {**call.body, "model": model.id})
+        return self._chat[model.id], request, pictures
+
+    def image_model(self, name: str | None) -> ModelSettings:
+        """The image model of this name: its generation defaults shape the request.
+
+        Raises:
+            ModelNotFound, InvalidRequest: no such image model.
+        """
+        return self.catalog.for_task(name, "image_generation")
+
+    def generate(self, model: ModelSettings, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+        """Pictures of one prompt, as events.
+
+        Raises:
+            AtelierError: at once if the model is not up, later through the stream.
+        """
+        self.readiness.require(model)
+        return self._images[model.id].generate(request)

@@ -1,0 +1,1 @@
+"""HTTP: one route table, handlers, middleware, error rendering, dialects."""

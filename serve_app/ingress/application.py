@@ -1,0 +1,64 @@
+"""The Starlette application: routes, middleware and error handlers around the operations."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deployments.contracts.errors import AtelierError
+from serve_app.graph.operations import Operations
+from serve_app.ingress.errors import error_response
+from serve_app.ingress.handlers import Handlers
+from serve_app.ingress.middleware import RequestContext
+from serve_app.ingress.routes import routes
+from serve_app.settings import IngressSettings
+
+
+class _Routing(AtelierError):
+    kind = "not_found"
+
+
+class _Method(AtelierError):
+    kind = "method_not_allowed"
+
+
+def make_application(operations: Operations, settings: IngressSettings) -> Starlette:
+    """The whole HTTP floor over `operations`; it watches the models while it lives."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(operations.readiness.watch())
+        yield
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+
+    return Starlette(
+        routes=routes(Handlers(operations, settings, started=int(time.time()))),
+        middleware=[Middleware(RequestContext)],
+        exception_handlers={AtelierError: _atelier_error, HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+
+
+async def _atelier_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AtelierError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return error_response(
+            _Method(f"{request.method} is not allowed here; use {allowed}.", code="method_not_allowed")
+        )
+    return error_response(_Routing(f"There is nothing at {request.url.path[:200]}.", code="not_found"))

@@ -1,0 +1,1 @@
+"""Dialects translate a wire format to core requests and back. No I/O, no Ray."""

@@ -1,0 +1,92 @@
+"""Endpoints: read, hand to a dialect, call the operation, render. Nothing else."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deployments.contracts.errors import EngineFailed
+from deployments.contracts.messages import ImageDone, ImageRequest, ImageUsage
+from deployments.contracts.settings import ModelSettings
+from serve_app.graph.operations import Operations
+from serve_app.ingress.body import read_json
+from serve_app.ingress.dialects import openai_chat, openai_images
+from serve_app.ingress.errors import json_response
+from serve_app.ingress.sse import EventStream
+from serve_app.settings import IngressSettings
+
+
+class Handlers:
+    """The endpoints, over one set of operations."""
+
+    def __init__(self, operations: Operations, settings: IngressSettings, started: int) -> None:
+        self._operations = operations
+        self._settings = settings
+        self._started = started
+
+    async def health(self, request: Request) -> Response:
+        """The process answers. Says nothing about models: see `/ready`."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """200 when every model can take a request, else 503 with Retry-After."""
+        readiness = self._operations.readiness
+        states = readiness.states()
+        waiting = [model_id for model_id, state in states.items() if state not in ("ready", "idle")]
+        if not waiting:
+            return json_response({"status": "ready", "models": states})
+        wait = max(readiness.retry_after(model_id) for model_id in waiting)
+        headers = {"retry-after": str(max(1, round(wait)))}
+        return json_response({"status": "loading", "models": states}, 503, headers)
+
+    async def models(self, request: Request) -> Response:
+        """All models, loaded or not."""
+        data = [self._model(model) for model in self._operations.catalog.models]
+        return json_response({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        """One model, by id or alias."""
+        return json_response(self._model(self._operations.catalog.get(request.path_params["model"])))
+
+    def _model(self, model: ModelSettings) -> dict[str, Any]:
+        return {
+            "id": model.id,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "atelier",
+            "task": model.task,
+            "aliases": model.aliases,
+            "state": self._operations.readiness.states()[model.id],
+        }
+
+    async def chat(self, request: Request) -> Any:
+        """OpenAI chat completions, whole or streamed."""
+        body = await read_json(request, self._settings.max_body_bytes)
+        call = openai_chat.chat_call(body, self._settings.max_images)
+        request_id = request.state.request_id
+        if body.get("stream"):
+            return await EventStream.open(self._operations.stream_chat(call, request_id), request_id)
+        return json_response(await self._operations.chat(call, request_id))
+
+    async def generate(self, request: Request) -> Response:
+        """OpenAI image generations."""
+        wire = openai_images.parse(await read_json(request, self._settings.max_body_bytes))
+        model = self._operations.image_model(wire.model)
+        core = openai_images.image_request(wire, model, request.state.request_id)
+        done, usage = await self._collect(model, core)
+        return json_response(openai_images.render(wire, core, done, usage))
+
+    async def _collect(self, model: ModelSettings, core: ImageRequest) -> tuple[list[ImageDone], ImageUsage]:
+        done, usage = [], None
+        async with aclosing(self._operations.generate(model, core)) as events:
+            async for event in events:
+                if isinstance(event, ImageDone):
+                    done.append(event)
+                elif isinstance(event, ImageUsage):
+                    usage = event
+        if usage is None or len(done) != core.n:
+            raise EngineFailed("The image generator stopped before all pictures were done.")
+        return done, usage

@@ -1,0 +1,1 @@
+"""Wire structs: what a request body may hold, field by field."""

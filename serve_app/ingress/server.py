@@ -1,0 +1,54 @@
+"""The ingress deployment: builds the HTTP floor over handles to the other deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from serve_app.graph.catalog import Catalog
+from serve_app.graph.handles import (
+    ImageGeneratorHandle,
+    PreprocessingHandle,
+    VisionLanguageHandle,
+    deployment_states,
+)
+from serve_app.graph.operations import Operations
+from serve_app.graph.readiness import Readiness
+from serve_app.ingress.application import make_application
+from serve_app.settings import AppSettings
+
+
+@serve.ingress()
+class Ingress:
+    """One replica of the edge.
+
+    Args:
+        settings: the profile.
+        preprocessing: handle of the preprocessing deployment.
+        models: model id → handle of its deployment.
+    """
+
+    def __init__(
+        self, settings: AppSettings, preprocessing: DeploymentHandle, models: Mapping[str, DeploymentHandle]
+    ) -> None:
+        app_name = serve.get_replica_context().app_name
+        readiness = Readiness(settings.models, partial(deployment_states, app_name))
+        chat: dict[str, Any] = {}
+        images: dict[str, Any] = {}
+        for model in settings.models:
+            if model.task == "vision_language":
+                chat[model.id] = VisionLanguageHandle(models[model.id], readiness.look_now)
+            else:
+                images[model.id] = ImageGeneratorHandle(models[model.id], readiness.look_now)
+        self._settings = settings.ingress
+        self._operations = Operations(
+            Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images
+        )
+
+    def __serve_build_asgi_app__(self) -> Starlette:  # noqa: PLW3201 - the name is Serve's
+        return make_application(self._operations, self._settings)

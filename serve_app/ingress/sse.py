@@ -1,0 +1,83 @@
+"""Server-sent events. A stream always ends explicitly: `[DONE]`, after an error frame if it broke."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from deployments.contracts.errors import AtelierError
+from serve_app.ingress.errors import envelope, unknown_error
+
+log = logging.getLogger("ray.serve")
+
+DONE = b"data: [DONE]\n\n"
+
+
+def frame(events: list[bytes]) -> bytes:
+    """JSON events as SSE frames, joined into one body part."""
+    return b"".join(b"data: " + event + b"\n\n" for event in events)
+
+
+class EventStream:
+    """An ASGI response that sends what a generator yields.
+
+    The first item is awaited before the headers go out (see `open`), so that an early error keeps its
+    true HTTP status: the OpenAI SDK retries by status, and never once a stream has begun.
+    """
+
+    def __init__(self, first: list[bytes], rest: AsyncGenerator[list[bytes], None], request_id: str) -> None:
+        self._first = first
+        self._rest = rest
+        self._request_id = request_id
+
+    @classmethod
+    async def open(cls, events: AsyncGenerator[list[bytes], None], request_id: str) -> EventStream:
+        """Wait for the first item.
+
+        Raises:
+            AtelierError: the request failed before anything was sent.
+        """
+        try:
+            first = await anext(events, [])
+        except BaseException:
+            await events.aclose()
+            raise
+        return cls(first, events, request_id)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            # Tells nginx and its kin not to hold tokens back.
+            (b"x-accel-buffering", b"no"),
+        ]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await _part(send, frame(self._first))
+            await self._send_rest(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            # Reached by cancellation too, when the client goes away: it frees the engine's slot.
+            await self._rest.aclose()
+
+    async def _send_rest(self, send: Send) -> None:
+        try:
+            async for events in self._rest:
+                await _part(send, frame(events))
+        except AtelierError as error:
+            log.warning("stream broke: %s", error.message, extra={"atelier_request_id": self._request_id})
+            await _part(send, frame([msgspec.json.encode(envelope(error))]))
+        except OSError:
+            raise
+        except Exception:
+            log.exception("stream broke", extra={"atelier_request_id": self._request_id})
+            await _part(send, frame([msgspec.json.encode(envelope(unknown_error()))]))
+        await _part(send, DONE)
+
+
+async def _part(send: Send, body: bytes) -> None:
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,0 +1,92 @@
+"""Starts Ray and Serve on this machine, in HAProxy mode and apart from any other cluster here.
+
+Serve reads its flags from the environment when it is first imported, so `prepare_environment` has to run
+before any import of `ray.serve` in the process; that is why this module imports Ray late.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+APP_NAME = "atelier"
+
+
+class PortInUse(RuntimeError):
+    """The HTTP port is taken."""
+
+
+def prepare_environment() -> None:
+    """Serve's fast path, without changing what the user has set.
+
+    HAProxy's own ports and files are fixed by default; each cluster gets its own, so that one which was
+    killed hard (its haproxy lives on and holds port 9101) cannot keep the next from starting.
+    """
+    own = Path(tempfile.mkdtemp(prefix="atelier-", dir="/tmp"))
+    defaults = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(own / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(own / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(own),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(own / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(own / "metrics.sock"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises PortInUse, with the way out, if something listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortInUse(
+                f"port {port} on {host} cannot be used ({error.strerror}): try another --port"
+            ) from None
+
+
+@contextmanager
+def local_cluster(host: str, port: int, *, log_to_driver: bool = False) -> Iterator[None]:
+    """Ray and Serve in this process's care, shut down on the way out.
+
+    Args:
+        host: address to listen on.
+        port: HTTP port.
+        log_to_driver: print the replicas' logs here too.
+    """
+    prepare_environment()
+    import ray
+    from ray import serve
+
+    # Logical CPUs only order the scheduling; a one-core laptop must hold all deployments too.
+    ray.init(
+        address="local",
+        num_cpus=max(4, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=log_to_driver,
+        logging_level="ERROR",
+    )
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()

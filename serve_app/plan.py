@@ -1,0 +1,84 @@
+"""Which profile a cluster takes, and whether a profile's models fit on its cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deployments.contracts.settings import ModelSettings
+from serve_app.settings import AppSettings, SettingsError
+
+# Cards report a little less than their nominal size (a 24 GB card has 23.6, an 80 GB card 79.6).
+_PROFILES = ((135, "gpu-141gb"), (75, "gpu-80gb"), (44, "gpu-48gb"), (22, "gpu-24gb"))
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU of the cluster."""
+
+    node: str
+    name: str
+    memory_gb: float
+
+
+def choose_profile(cards: Sequence[Card]) -> tuple[str, str]:
+    """The profile that `auto` stands for, and why.
+
+    Raises:
+        SettingsError: there are GPUs, but none that a shipped profile fits.
+    """
+    if not cards:
+        return "demo", "no GPU in the cluster: the demo models, on the CPU"
+    smallest = min(cards, key=lambda card: card.memory_gb)
+    seen = f"{len(cards)} GPU(s), the smallest a {smallest.name} with {smallest.memory_gb:.0f} GB"
+    if len(cards) >= 4 and smallest.memory_gb >= 75:
+        return "gpu-cluster", f"{seen}: several large cards, so the autoscaled profile"
+    for at_least, profile in _PROFILES:
+        if smallest.memory_gb >= at_least:
+            return profile, seen
+    raise SettingsError(
+        f"{seen}, and no shipped profile is that small. Set `profile: demo` to run on the CPU, or write "
+        "a profile of your own: see configs/gpu-24gb.yaml."
+    )
+
+
+def placement(settings: AppSettings) -> list[list[tuple[str, float]]]:
+    """Cards that the profile needs at its smallest: for each, (model id, fraction), by first fit.
+
+    Serve's scheduler packs in its own order; this is the bound that `build` refuses beyond.
+    """
+    cards: list[list[tuple[str, float]]] = []
+    for model in sorted(settings.models, key=lambda model: -model.gpu_fraction):
+        for _ in range(model.autoscaling.min_replicas if model.gpu_fraction else 0):
+            _place(model, cards)
+    return cards
+
+
+def _place(model: ModelSettings, cards: list[list[tuple[str, float]]]) -> None:
+    if model.gpu_fraction >= 1:
+        cards.extend([[(model.id, 1.0)] for _ in range(int(model.gpu_fraction))])
+        return
+    for card in cards:
+        if sum(share for _, share in card) + model.gpu_fraction <= 1 + 1e-9:
+            card.append((model.id, model.gpu_fraction))
+            return
+    cards.append([(model.id, model.gpu_fraction)])
+
+
+def require_fit(settings: AppSettings, cards: Sequence[Card]) -> None:
+    """Refuse a profile that the cluster cannot hold.
+
+    Raises:
+        SettingsError: it needs more cards than there are; the message shows who takes what.
+    """
+    needed = placement(settings)
+    if len(needed) <= len(cards):
+        return
+    table = "\n".join(
+        f"  card {i}: " + ", ".join(f"{model} {share:.2f}" for model, share in card)
+        for i, card in enumerate(needed, 1)
+    )
+    raise SettingsError(
+        f"This profile needs {len(needed)} GPU(s) and the cluster has {len(cards)}:\n{table}\n"
+        "Lower gpu_fraction or min_replicas, or choose a smaller profile."
+    )

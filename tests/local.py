@@ -1,0 +1,127 @@
+"""The whole application in one process: real shells, engines and HTTP floor; only Ray is left out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.settings import ModelSettings, PreprocessingSettings
+from deployments.image_generator import ImageGenerator
+from deployments.preprocessing import Preprocessing
+from deployments.vision_language import VisionLanguage
+from serve_app.graph.catalog import Catalog
+from serve_app.graph.operations import Operations
+from serve_app.graph.readiness import Readiness, State
+from serve_app.ingress.application import make_application
+from serve_app.settings import IngressSettings
+
+CHAT = {
+    "id": "fake-vlm",
+    "aliases": ["vlm"],
+    "task": "vision_language",
+    "engine": "fake",
+    "load_seconds": 30,
+}
+PAINT = {
+    "id": "fake-image",
+    "task": "image_generation",
+    "engine": "fake",
+    "generation": {"size": "64x64", "max_pixels": 65536, "steps": 4, "cfg_scale": 3},
+}
+
+
+class LocalPreprocessing:
+    def __init__(self, shell: Preprocessing) -> None:
+        self._shell = shell
+
+    def prepare(self, source: ImageSource) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._shell.prepare(source))
+
+
+class LocalChat:
+    def __init__(self, shell: VisionLanguage) -> None:
+        self._shell = shell
+
+    async def chat(self, request: ChatRequest, pictures: Sequence[Any]) -> bytes:
+        return await self._shell.chat(request, *[await picture for picture in pictures])
+
+    async def stream_chat(
+        self, request: ChatRequest, pictures: Sequence[Any]
+    ) -> AsyncGenerator[list[bytes], None]:
+        stream = self._shell.stream_chat(request, *[await picture for picture in pictures])
+        try:
+            async for chunks in stream:
+                yield chunks
+        finally:
+            await stream.aclose()
+
+
+class LocalImages:
+    def __init__(self, shell: ImageGenerator) -> None:
+        self._shell = shell
+
+    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+        return self._shell.generate(request)
+
+
+class Application:
+    """Holds what a test may want to reach: the shells, and the states that the models seem to have."""
+
+    def __init__(
+        self, models: Sequence[Mapping[str, Any]], ingress: Mapping[str, Any], prep: Mapping[str, Any]
+    ):
+        self.models = [ModelSettings.model_validate(model) for model in models]
+        self.ingress = IngressSettings.model_validate(ingress)
+        self.prep = PreprocessingSettings.model_validate(prep)
+        self.states: dict[str, State] = {model.deployment_name: "ready" for model in self.models}
+        self.shells: dict[str, Any] = {}
+
+    async def start(self) -> Any:
+        preprocessing = LocalPreprocessing(await _built(Preprocessing, self.prep))
+        chat: dict[str, Any] = {}
+        images: dict[str, Any] = {}
+        for model in self.models:
+            if model.task == "vision_language":
+                self.shells[model.id] = await _built(VisionLanguage, model)
+                chat[model.id] = LocalChat(self.shells[model.id])
+            else:
+                self.shells[model.id] = await _built(ImageGenerator, model)
+                images[model.id] = LocalImages(self.shells[model.id])
+        readiness = Readiness(self.models, self._states)
+        await readiness.refresh()
+        operations = Operations(Catalog(self.models), readiness, preprocessing, chat, images)
+        return make_application(operations, self.ingress)
+
+    async def _states(self) -> Mapping[str, State]:
+        return self.states
+
+
+async def _built(shell: type, settings: Any) -> Any:
+    # Serve awaits asynchronous constructors; plain Python does not.
+    instance = shell.__new__(shell)
+    await instance.__init__(settings)
+    return instance
+
+
+@asynccontextmanager
+async def serve_locally(application: Application) -> AsyncIterator[str]:
+    """Serve over real HTTP on a free port; yields the base URL."""
+    app = await application.start()
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+        if task.done():
+            task.result()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task
