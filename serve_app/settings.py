@@ -120,7 +120,7 @@ def _known_keys(where: Sequence[int | str]) -> str:
     cls: type[Frozen] = AppSettings
     for part in where[:-1]:
         field = cls.model_fields.get(str(part))
-        nested = parents.get(str(part)) or (field.annotation if field else None)
+        nested: Any = parents.get(str(part)) or (field.annotation if field else None)
         if isinstance(nested, type) and issubclass(nested, Frozen):
             cls = nested
     return f"Known here: {', '.join(cls.model_fields)}"

@@ -28,8 +28,8 @@ def test_shipped_profiles_are_valid_and_fit_their_cards(name: str) -> None:
 
 
 def test_serve_config_names_the_builder() -> None:
-    from ruamel.yaml import YAML
     from ray.serve.schema import ServeDeploySchema
+    from ruamel.yaml import YAML
 
     tree = YAML(typ="safe").load((CONFIGS.parent / "serve_config.yaml").read_text())
     config = ServeDeploySchema.model_validate(tree)

@@ -1,1 +1,1 @@
-"""What crosses a process boundary: frozen messages, the error tree, settings. Standard library, pydantic, msgspec."""
+"""What crosses a process boundary: messages, errors, settings. Standard library, pydantic and msgspec only."""

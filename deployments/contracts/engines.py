@@ -23,9 +23,7 @@ class ChatEngine(Engine, Protocol):
     async def chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> bytes:
         """The whole completion as OpenAI JSON. Raises AtelierError; cancelling frees the engine's slot."""
 
-    def stream_chat(
-        self, request: ChatRequest, pictures: Sequence[Picture]
-    ) -> AsyncGenerator[bytes, None]:
+    def stream_chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> AsyncGenerator[bytes, None]:
         """One OpenAI `chat.completion.chunk` JSON per item: no SSE framing, no `[DONE]`.
 
         Raises AtelierError: before the first item for a request that cannot run, later if the engine
@@ -35,4 +33,7 @@ class ChatEngine(Engine, Protocol):
 
 class ImageEngine(Engine, Protocol):
     def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        """Steps, then each picture, then the usage. Raises AtelierError; closing it stops at the next step."""
+        """Steps, then each picture, then the usage.
+
+        Raises AtelierError. Closing the generator stops the work at its next step.
+        """

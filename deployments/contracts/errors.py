@@ -62,7 +62,8 @@ def _rebuild(cls: type[AtelierError], state: dict[str, Any]) -> AtelierError:
 
 
 class InvalidRequest(AtelierError):
-    kind, default_code = "invalid", None
+    kind = "invalid"
+    default_code: str | None = None
 
 
 class ModelNotFound(InvalidRequest):

@@ -37,7 +37,7 @@ class ModelSettings(Frozen):
     task: Task
     engine: Literal["vllm", "diffusers", "fake"]
     source: str = ""
-    """Local folder or hub id of the checkpoint. A relative path that exists in the project is taken from there."""
+    """Checkpoint: a hub id or a folder. A relative path that exists in the project is taken from there."""
     gpu_fraction: Annotated[float, Field(ge=0)] = 0
     """Share of one GPU: Ray's num_gpus, vLLM's gpu_memory_utilization and torch's memory cap. 0 runs on the
     CPU; a whole number above 1 takes that many cards of one node for tensor parallelism."""

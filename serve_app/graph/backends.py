@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
 
 PendingPicture = Any
-"""A picture on its way: whatever `Preprocessor.prepare` returned. Only the backend that takes it resolves it."""
+"""A picture on its way: what `Preprocessor.prepare` returned. Only the backend that takes it resolves it."""
 
 
 class Preprocessor(Protocol):

@@ -30,7 +30,9 @@ class _Method(AtelierError):
     kind = "method_not_allowed"
 
 
-def make_application(operations: Operations, settings: IngressSettings) -> Starlette:
+def make_application(
+    operations: Operations, settings: IngressSettings, *, server_echoes_id: bool = False
+) -> Starlette:
     """The whole HTTP floor over `operations`; it watches the models while it lives."""
 
     @asynccontextmanager
@@ -43,7 +45,7 @@ def make_application(operations: Operations, settings: IngressSettings) -> Starl
 
     return Starlette(
         routes=routes(Handlers(operations, settings, started=int(time.time()))),
-        middleware=[Middleware(RequestContext)],
+        middleware=[Middleware(RequestContext, server_echoes_id=server_echoes_id)],
         exception_handlers={AtelierError: _atelier_error, HTTPException: _http_error},
         lifespan=lifespan,
     )

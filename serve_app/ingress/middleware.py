@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,18 +20,26 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class RequestContext:
     """Pure ASGI, so that it costs nothing per streamed part.
 
-    The id is minted here: a client's own `x-request-id` is only logged beside it, since two clients may
-    send the same one and it may hold anything.
+    The client sees one `x-request-id`: its own, or else one that was minted on the way (HAProxy's). The
+    id that engines and logs know is that one with a suffix of our own, since two clients may send the
+    same id, and an engine must never meet one twice.
+
+    Args:
+        app: what is wrapped.
+        server_echoes_id: the server around the application already puts `x-request-id` on every
+            response, as Ray Serve does; a second one would spoil it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, server_echoes_id: bool) -> None:
         self._app = app
+        self._server_echoes_id = server_echoes_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req-{uuid.uuid4().hex}"
+        theirs = Headers(scope=scope).get("x-request-id", "")
+        request_id = f"{theirs if _SAFE_ID.fullmatch(theirs) else 'req'}-{secrets.token_hex(6)}"
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 0
 
@@ -39,7 +47,8 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if not self._server_echoes_id:
+                    MutableHeaders(scope=message)["x-request-id"] = theirs or request_id
             await send(message)
 
         try:
@@ -50,20 +59,13 @@ class RequestContext:
                 raise
             await error_response(unknown_error())(scope, receive, send_with_id)
         finally:
-            _log_line(scope, request_id, status, time.perf_counter() - started)
-
-
-def _log_line(scope: Scope, request_id: str, status: int, seconds: float) -> None:
-    theirs = Headers(scope=scope).get("x-request-id", "")
-    log.info(
-        "%s %s %s %.1f ms %s",
-        scope["method"],
-        scope["path"],
-        status or "cancelled",
-        seconds * 1000,
-        request_id,
-        extra={
-            "atelier_request_id": request_id,
-            "client_request_id": theirs if _SAFE_ID.fullmatch(theirs) else None,
-        },
-    )
+            milliseconds = (time.perf_counter() - started) * 1000
+            log.info(
+                "%s %s %s %.1f ms %s",
+                scope["method"],
+                scope["path"],
+                status or "cancelled",
+                milliseconds,
+                request_id,
+                extra={"atelier_request_id": request_id},
+            )

@@ -50,5 +50,5 @@ class Ingress:
             Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images
         )
 
-    def __serve_build_asgi_app__(self) -> Starlette:  # noqa: PLW3201 - the name is Serve's
-        return make_application(self._operations, self._settings)
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return make_application(self._operations, self._settings, server_echoes_id=True)

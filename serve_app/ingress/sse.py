@@ -41,7 +41,7 @@ class EventStream:
             AtelierError: the request failed before anything was sent.
         """
         try:
-            first = await anext(events, [])
+            first: list[bytes] = await anext(events, [])
         except BaseException:
             await events.aclose()
             raise

@@ -82,7 +82,7 @@ async def test_unknown_model_lists_the_models(url: str) -> None:
     assert caught.value.code == "model_not_found"
     assert "fake-vlm" in caught.value.message
     assert caught.value.param == "model"
-    assert caught.value.request_id.startswith("req-")
+    assert caught.value.request_id
 
 
 async def test_image_model_does_not_chat(url: str) -> None:
@@ -176,11 +176,9 @@ async def test_early_failure_keeps_its_status_when_streaming(start) -> None:
 async def test_late_failure_ends_the_stream_with_an_error_frame(start) -> None:
     url, _ = await start(chat={"engine_args": {"fail": "mid_stream"}})
     stream = await client(url).chat.completions.create(model="vlm", messages=HELLO, stream=True)
-    seen = []
+    assert (await anext(aiter(stream))).choices
     with pytest.raises(openai.APIError):
-        async for chunk in stream:
-            seen.append(chunk)
-    assert seen
+        [chunk async for chunk in stream]
     async with httpx.AsyncClient() as http:
         body = {"messages": HELLO, "stream": True}
         raw = await http.post(f"{url}/v1/chat/completions", json=body)

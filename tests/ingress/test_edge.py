@@ -30,10 +30,19 @@ async def test_ready_and_health(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models", "/v1/chat/completions"])
-async def test_every_response_has_an_id_of_ours(http: httpx.AsyncClient, path: str) -> None:
-    answer = await http.get(path, headers={"x-request-id": "theirs"})
-    assert answer.headers.get_list("x-request-id")[0].startswith("req-")
-    assert len(answer.headers.get_list("x-request-id")) == 1
+async def test_every_response_has_one_id(http: httpx.AsyncClient, path: str) -> None:
+    minted = [(await http.get(path)).headers.get_list("x-request-id") for _ in range(2)]
+    assert [len(ids) for ids in minted] == [1, 1]
+    assert minted[0] != minted[1]
+    echoed = await http.get(path, headers={"x-request-id": "theirs"})
+    assert echoed.headers.get_list("x-request-id") == ["theirs"]
+
+
+async def test_engine_never_meets_an_id_twice(http: httpx.AsyncClient) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    headers = {"x-request-id": "same"}
+    answers = [await http.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2)]
+    assert len({answer.json()["id"] for answer in answers}) == 2
 
 
 async def test_unknown_path_and_wrong_method(http: httpx.AsyncClient) -> None:

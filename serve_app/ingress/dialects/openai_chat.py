@@ -58,7 +58,7 @@ def _message(message: Any, param: str, images: list[ImageSource]) -> dict[str, A
 def _part(part: Any, param: str, images: list[ImageSource]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in _TEXT_PARTS:
-        return part  # type: ignore[no-any-return]
+        return part
     if kind != "image_url":
         raise InvalidRequest(
             f"'{param}.type' must be 'text' or 'image_url'.", param=f"{param}.type", code="invalid_value"

@@ -1,0 +1,179 @@
+"""A chat engine without a model: deterministic answers in the shapes of OpenAI's API, for tests and laptops.
+
+It repeats the last user message and describes pictures by size and mean colour. A token is a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from deployments.contracts.errors import ContextTooLong, EngineFailed, InvalidRequest, ModelNotFound
+from deployments.contracts.messages import ChatRequest, Picture
+from deployments.contracts.settings import ModelSettings
+from deployments.engines.chat_bodies import rendered_messages
+
+
+@dataclass(frozen=True)
+class FakeArgs:
+    """`engine_args` of the fake chat engine."""
+
+    load_seconds: float = 0
+    token_seconds: float = 0
+    """Delay before each token."""
+    fail: Literal["start", "request", "mid_stream"] | None = None
+    context: int = 4096
+    """Tokens of prompt and answer together."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    id: str
+    model: str
+    prompt_tokens: int
+    tokens: list[str]
+    finish_reason: str
+
+    def usage(self) -> dict[str, int]:
+        prompt, completion = self.prompt_tokens, len(self.tokens)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def envelope(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": int(time.time()), "model": self.model}
+
+
+class FakeChatEngine:
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._args = FakeArgs(**settings.engine_args)
+        self._started = False
+        self._unfinished = 0
+
+    async def start(self) -> None:
+        await asyncio.sleep(self._args.load_seconds)
+        if self._args.fail == "start":
+            raise RuntimeError("the fake engine was told to fail at start")
+        self._started = True
+
+    async def check_health(self) -> None:
+        if not self._started:
+            raise EngineFailed(f"{self._settings.id} is not loaded.")
+
+    async def close(self) -> None:
+        self._started = False
+
+    def unfinished(self) -> int:
+        """Requests that hold a slot of the engine."""
+        return self._unfinished
+
+    async def chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> bytes:
+        answer = self._answer(request, pictures)
+        async for _ in self._generate(answer):
+            pass
+        message = {"role": "assistant", "content": "".join(answer.tokens), "tool_calls": []}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+        return _json({**answer.envelope("chat.completion"), "choices": [choice], "usage": answer.usage()})
+
+    async def stream_chat(
+        self, request: ChatRequest, pictures: Sequence[Picture]
+    ) -> AsyncGenerator[bytes, None]:
+        answer = self._answer(request, pictures)
+        envelope = answer.envelope("chat.completion.chunk")
+
+        def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+            return _json({**envelope, "choices": [choice]})
+
+        yield chunk({"role": "assistant", "content": ""})
+        async for token in self._generate(answer):
+            yield chunk({"content": token})
+        yield chunk({}, answer.finish_reason)
+        if (request.body.get("stream_options") or {}).get("include_usage"):
+            yield _json({**envelope, "choices": [], "usage": answer.usage()})
+
+    async def _generate(self, answer: _Answer) -> AsyncGenerator[str, None]:
+        self._unfinished += 1
+        try:
+            for i, token in enumerate(answer.tokens):
+                if self._args.fail == "mid_stream" and i == min(2, len(answer.tokens) - 1):
+                    raise EngineFailed("The fake engine was told to fail in the middle.")
+                await asyncio.sleep(self._args.token_seconds)
+                yield token
+        finally:
+            self._unfinished -= 1
+
+    def _answer(self, request: ChatRequest, pictures: Sequence[Picture]) -> _Answer:
+        body = request.body
+        messages = rendered_messages(body, pictures, _describe)
+        if body.get("model") not in (None, self._settings.id, *self._settings.aliases):
+            raise ModelNotFound(f"The model `{body['model']}` does not exist.", param="model")
+        if self._args.fail == "request":
+            raise EngineFailed("The fake engine was told to fail on every request.")
+        limit = _limit(body)
+        prompt = sum(len(_text(message).split()) for message in messages)
+        if limit is not None and limit > self._args.context:
+            raise ContextTooLong(
+                f"This model's context holds {self._args.context} tokens, but max_tokens asks for {limit}.",
+                param="max_tokens",
+            )
+        room = self._args.context - prompt
+        if room < 0:
+            raise ContextTooLong(
+                f"This model's context holds {self._args.context} tokens, but the messages come to"
+                f" {prompt} tokens. Shorten them.",
+                param="messages",
+            )
+        words = _words(messages, endless=bool(body.get("ignore_eos")))
+        most = room if limit is None else min(limit, room)
+        tokens = list(itertools.islice(words, most))
+        return _Answer(
+            id=f"chatcmpl-{request.request_id}",
+            model=self._settings.id,
+            prompt_tokens=prompt,
+            tokens=tokens,
+            finish_reason="stop" if next(words, None) is None else "length",
+        )
+
+
+def _limit(body: dict[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if value is not None:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidRequest(f"{name}: must be an integer of at least 1.", param=name)
+            return value
+    return None
+
+
+def _words(messages: list[dict[str, Any]], *, endless: bool) -> Iterator[str]:
+    """The answer's tokens, each but the first with the space before it."""
+    spoken = [_text(message) for message in messages if message["role"] == "user"]
+    words = f"You said: {spoken[-1] if spoken else 'nothing'}".split()
+    repeated = itertools.cycle(words) if endless else iter(words)
+    return (word if i == 0 else f" {word}" for i, word in enumerate(repeated))
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.get("text") or part.get("refusal") or part.get("thinking") or "" for part in content)
+
+
+def _describe(picture: Picture) -> dict[str, Any]:
+    height, width = picture.pixels.shape[:2]
+    red, green, blue = (int(mean) for mean in picture.pixels.mean(axis=(0, 1)))
+    return {"type": "text", "text": f"[{width}x{height} #{red:02x}{green:02x}{blue:02x}]"}
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()

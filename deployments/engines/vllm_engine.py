@@ -1,0 +1,206 @@
+"""The chat engine on vLLM: AsyncLLM and vLLM's own OpenAI serving classes, without vLLM's HTTP server.
+
+Parsing, templates, tools, reasoning and structured outputs are therefore vLLM's. What is ours: arguments
+from settings, pictures as arrays, one tree of errors, cancellation, and no process left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+from deployments.contracts.errors import EngineFailed, ModelLoading
+from deployments.contracts.messages import ChatRequest, Picture
+from deployments.contracts.settings import ModelSettings
+from deployments.engines.orphans import OrphanGuard
+from deployments.engines.vllm_arguments import prepare_environment, serve_arguments
+from deployments.engines.vllm_requests import (
+    from_exception,
+    from_response,
+    quiet_client_errors,
+    vllm_request,
+)
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_S = 300
+"""For both warm-up requests together; kernels may compile on the way."""
+EXIT_S = 5
+"""For vLLM's processes to end by themselves before they are killed."""
+
+_FRAME, _DONE, _ERROR = "data: ", "[DONE]", '{"error"'
+
+
+class VllmEngine:
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._guard = OrphanGuard()
+        self._llm: Any = None
+        self._serving: Any = None
+
+    async def start(self) -> None:
+        began = time.monotonic()
+        prepare_environment(self._settings)
+        self._guard.start()
+        try:
+            # Seconds of imports: in a thread, so that the replica still answers its controller.
+            arguments, config = await asyncio.to_thread(self._configure)
+            await self._launch(arguments, config)
+            await asyncio.wait_for(self._warm_up(), WARM_UP_S)
+        except BaseException:
+            await self.close()
+            raise
+        logger.info("vLLM serves %s after %.1f s", self._settings.id, time.monotonic() - began)
+
+    def _configure(self) -> tuple[Any, Any]:
+        import vllm.entrypoints.launchers.api_server.app_state
+        import vllm.v1.engine.async_llm  # noqa: F401
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+
+        arguments = serve_arguments(self._settings)
+        engine_args = AsyncEngineArgs.from_cli_args(arguments)
+        return arguments, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+
+    async def _launch(self, arguments: Any, config: Any) -> None:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        # Built here, in the event loop, which its sockets and its output handler belong to.
+        self._llm = AsyncLLM.from_vllm_config(
+            config,
+            enable_log_requests=arguments.enable_log_requests,
+            disable_log_stats=arguments.disable_log_stats,
+        )
+        await self._llm.reset_mm_cache()  # holds the dummy pictures of the profiling run
+        state: Any = SimpleNamespace()
+        await init_app_state(self._llm, state, arguments, await self._llm.get_supported_tasks())
+        quiet_client_errors()
+        self._serving = state.openai_serving_chat
+        if self._serving is None:
+            raise ValueError(f"model {self._settings.id!r}: {self._settings.source} cannot chat")
+
+    async def _warm_up(self) -> None:
+        """A request of each kind, so that no user waits for what the first one sets up."""
+        text = {"type": "text", "text": "Hello"}
+        await self.chat(self._warm_up_request([text]), [])
+        if self._takes_pictures():
+            picture = _plain_picture()
+            request = self._warm_up_request([{"type": "picture", "picture": 0}, text])
+            async with aclosing(self.stream_chat(request, [picture])) as chunks:
+                async for _ in chunks:
+                    pass
+
+    def _takes_pictures(self) -> bool:
+        config = self._llm.model_config
+        multimodal = config.multimodal_config
+        return multimodal is not None and multimodal.get_limit_per_prompt("image") > 0
+
+    def _warm_up_request(self, content: list[dict[str, Any]]) -> ChatRequest:
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+        return ChatRequest(request_id="warm-up", body=body)
+
+    async def chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> bytes:
+        finished = False
+        try:
+            response = await self._create(request, pictures, stream=False)
+            finished = True
+        finally:
+            if not finished:
+                await self._abort(request)
+        answer: bytes = response.model_dump_json().encode()
+        return answer
+
+    async def stream_chat(
+        self, request: ChatRequest, pictures: Sequence[Picture]
+    ) -> AsyncGenerator[bytes, None]:
+        finished = False
+        frames = await self._create(request, pictures, stream=True)
+        try:
+            async for frame in frames:
+                data = frame[len(_FRAME) :].rstrip()
+                if data == _DONE:
+                    break
+                if data.startswith(_ERROR):
+                    raise self._stream_error(json.loads(data), request)
+                yield data.encode()
+            finished = True
+        finally:
+            if not finished:
+                # Closing `frames` leaves vLLM's inner generator to the garbage collector; this does not wait.
+                await self._abort(request)
+            await frames.aclose()
+
+    async def _create(self, request: ChatRequest, pictures: Sequence[Picture], *, stream: bool) -> Any:
+        """vLLM's response, or its generator of server-sent events."""
+        if self._serving is None:
+            raise ModelLoading(f"{self._settings.id} is not loaded.", retry_after=self._settings.load_seconds)
+        translated = vllm_request(request, pictures, stream=stream)
+        try:
+            response = await self._serving.create_chat_completion(translated)
+        except Exception as error:
+            raise from_exception(error, request.request_id) from None
+        _raise_if_cancelled()
+        if hasattr(response, "error"):
+            raise from_response(response, request.request_id)
+        return response
+
+    def _stream_error(self, frame: dict[str, Any], request: ChatRequest) -> Exception:
+        llm = self._llm
+        if llm is None or llm.errored:
+            return from_exception(_dead(llm), request.request_id)
+        return from_response(frame, request.request_id)
+
+    async def _abort(self, request: ChatRequest) -> None:
+        llm = self._llm
+        if llm is not None and not llm.errored:
+            await llm.abort(f"chatcmpl-{request.request_id}")
+
+    async def check_health(self) -> None:
+        """Asks the engine's own process: one that hangs does not answer, and Serve's timeout counts it."""
+        if self._llm is None:
+            raise EngineFailed(f"{self._settings.id} is not loaded.")
+        try:
+            await self._llm.check_health()
+            await self._llm.is_sleeping()
+        except Exception as error:
+            logger.error("vLLM is dead", exc_info=error)
+            raise EngineFailed(f"The engine of {self._settings.id} died.") from None
+
+    async def close(self) -> None:
+        llm, self._llm, self._serving = self._llm, None, None
+        if llm is not None:
+            llm.shutdown(timeout=EXIT_S)
+        self._guard.close()
+
+    def unfinished(self) -> int:
+        """Requests that hold a slot of the engine."""
+        return self._llm.get_num_unfinished_requests() if self._llm else 0
+
+
+def _dead(llm: Any) -> Exception:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    error: Exception = llm.dead_error if llm is not None else EngineDeadError()
+    return error
+
+
+def _raise_if_cancelled() -> None:
+    """vLLM turns a cancellation into an error response: the task's own count still knows."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _plain_picture() -> Picture:
+    import numpy as np
+
+    pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
+    return Picture(pixels, hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest())

@@ -1,0 +1,135 @@
+"""The replica of a vision-language model: one chat engine behind Ray Serve's calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from deployments.contracts.engines import ChatEngine
+from deployments.contracts.errors import AtelierError, EngineFailed
+from deployments.contracts.messages import ChatRequest, Picture
+from deployments.contracts.settings import ModelSettings
+from deployments.engines.factory import make_chat_engine
+
+logger = logging.getLogger(__name__)
+
+SPACING_S = 0.0003
+"""What one more open stream adds to the least time between two messages of each: about what a message costs.
+
+Measured at 16 streams on 2 cores: 5 ms carry two tokens per message instead of one, and requests per second
+rise by a quarter, while the first token, the time per token and the longest gaps all shrink. A model slower
+than the spacing (any large one) is never held.
+"""
+SPACING_MAX_S = 0.01
+
+
+class VisionLanguage:
+    """One replica; `serve_app/app.py` wraps it into a deployment."""
+
+    _engine: ChatEngine | None = None
+    _streams = 0
+
+    # Serve awaits it, and routes here afterwards.
+    async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]
+        engine = make_chat_engine(settings)
+        try:
+            await engine.start()
+        except BaseException:
+            await engine.close()  # or a half-loaded model keeps its memory while Serve retries
+            raise
+        self._engine = engine
+
+    async def chat(self, request: ChatRequest, *pictures: Picture) -> bytes:
+        """The whole completion as OpenAI JSON."""
+        with _only_our_errors(request):
+            return await self._running().chat(request, pictures)
+
+    async def stream_chat(
+        self, request: ChatRequest, *pictures: Picture
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Chunks of OpenAI JSON, as many at a time as are ready: each item costs a message."""
+        chunks = self._running().stream_chat(request, pictures)
+        self._streams += 1
+        try:
+            with _only_our_errors(request):
+                async with aclosing(coalesced(chunks, self._spacing)) as batches:
+                    async for batch in batches:
+                        yield batch
+        finally:
+            self._streams -= 1
+
+    def _spacing(self) -> float:
+        return min(self._streams * SPACING_S, SPACING_MAX_S) if self._streams > 1 else 0
+
+    async def check_health(self) -> None:
+        await self._running().check_health()
+
+    def _running(self) -> ChatEngine:
+        if self._engine is None:
+            raise EngineFailed("The chat engine is not running.")
+        return self._engine
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Serve calls this once when the replica stops, and awaits what it returns.
+
+        Python calls it again when the object goes: there is nothing left to close then, and no coroutine
+        is made that nobody awaits.
+        """
+        engine, self._engine = self._engine, None
+        return engine.close() if engine is not None else None
+
+
+async def coalesced(
+    stream: AsyncGenerator[bytes, None], spacing: Callable[[], float] = lambda: 0
+) -> AsyncGenerator[list[bytes], None]:
+    """Collect what arrives while the consumer is busy, or within `spacing()` seconds of the last batch.
+
+    The first token never waits. Closing it closes the stream, also while that waits for its next chunk.
+    """
+    ready: list[bytes] = []
+    news = asyncio.Event()
+
+    async def pump() -> None:
+        try:
+            async with aclosing(stream):
+                async for chunk in stream:
+                    ready.append(chunk)
+                    news.set()
+        finally:
+            news.set()
+
+    pumping = asyncio.create_task(pump())
+    sent = 0
+    try:
+        while ready or not pumping.done():
+            if ready:
+                batch = ready.copy()
+                ready.clear()
+                sent += len(batch)
+                yield batch
+                # The first chunk carries the role alone, the second the first token.
+                if sent > 1 and (pause := spacing()) > 0:
+                    await asyncio.wait([pumping], timeout=pause)
+            else:
+                news.clear()
+                await news.wait()
+        await pumping  # raises what the stream raised, after everything it had sent
+    finally:
+        pumping.cancel()
+        await asyncio.wait([pumping])
+
+
+@contextlib.contextmanager
+def _only_our_errors(request: ChatRequest) -> Iterator[None]:
+    """Log what is not ours and hide it: the text of an unknown exception may hold anything."""
+    try:
+        yield
+    except AtelierError:
+        raise
+    except Exception:
+        logger.exception("chat failed", extra={"request_id": request.request_id})
+        raise EngineFailed("The engine failed on this request.") from None

@@ -1,0 +1,100 @@
+"""The real graph, started the way a user starts it: the `atelier serve` command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from openai import OpenAI
+
+from serve_app.launch import free_port
+
+STARTUP_S = 240
+
+
+@dataclass
+class Graph:
+    """A running server."""
+
+    url: str
+    process: psutil.Process
+    log: Path
+    first_answer: Any
+    """What a client heard that called as soon as the port answered, while the models were loading."""
+
+    def client(self, **kwargs: Any) -> OpenAI:
+        """The unmodified SDK."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", **kwargs)
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Descendants whose command line holds all the words."""
+        found = []
+        for child in self.process.children(recursive=True):
+            try:
+                line = " ".join(child.cmdline()) or child.name()
+            except psutil.Error:
+                continue
+            if all(word in line for word in words):
+                found.append(child)
+        return found
+
+
+@pytest.fixture(scope="session")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    """The demo profile on real Ray Serve, HAProxy and engines; one for the whole session."""
+    port, log = free_port(), tmp_path_factory.mktemp("graph") / "log.txt"
+    command = [sys.executable, "-m", "serve_app.cli", "serve", "--profile", "demo", "--port", str(port)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+    url = f"http://127.0.0.1:{port}"
+    family = psutil.Process(process.pid)
+    descendants: list[psutil.Process] = []
+    try:
+        eventually(lambda: _ok(f"{url}/health"), STARTUP_S, process, log)
+        first = OpenAI(base_url=f"{url}/v1", api_key="none").chat.completions.create(
+            model="qwen3-vl", messages=[{"role": "user", "content": "Hello!"}]
+        )
+        eventually(lambda: "Atelier is ready" in log.read_text(), STARTUP_S, process, log)
+        yield Graph(url, family, log, first)
+        descendants = family.children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(90)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in psutil.wait_procs(descendants, timeout=10)[1]:
+            child.kill()
+
+
+def eventually(check: Callable[[], Any], seconds: float, process: Any = None, log: Path | None = None) -> Any:
+    """The first true value of `check`, asked until the time is up."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = check()
+        if value:
+            return value
+        if process is not None and process.poll() is not None:
+            break
+        time.sleep(0.1)
+    tail = log.read_text()[-3000:] if log else ""
+    raise AssertionError(f"not within {seconds} s\n{tail}")
+
+
+def _ok(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
