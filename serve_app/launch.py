@@ -7,6 +7,7 @@ before any import of `ray.serve` in the process; that is why this module imports
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -45,8 +46,8 @@ def haproxy() -> None:
     os.execv(binary, [binary, "-dS", *sys.argv[1:]])
 
 
-def prepare_environment() -> None:
-    """Serve's fast path, without changing what the user has set.
+def prepare_environment() -> Path:
+    """Serve's fast path, without changing what the user has set; returns the folder of HAProxy's files.
 
     HAProxy's own ports and files are fixed by default; each cluster gets its own, so that one which was
     killed hard (its haproxy lives on and holds port 9101) cannot keep the next from starting.
@@ -65,6 +66,7 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    return own
 
 
 def free_port() -> int:
@@ -96,7 +98,7 @@ def local_cluster(host: str, port: int, *, log_to_driver: bool = False) -> Itera
         port: HTTP port.
         log_to_driver: print the replicas' logs here too.
     """
-    prepare_environment()
+    own = prepare_environment()
     import ray
     from ray import serve
 
@@ -114,3 +116,4 @@ def local_cluster(host: str, port: int, *, log_to_driver: bool = False) -> Itera
     finally:
         serve.shutdown()
         ray.shutdown()
+        shutil.rmtree(own, ignore_errors=True)

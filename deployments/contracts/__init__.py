@@ -1,1 +1,1 @@
-"""What crosses a process boundary: messages, errors, settings. Standard library, pydantic and msgspec only."""
+"""What crosses a process boundary: messages, errors, settings. No Ray, torch or HTTP."""

@@ -81,7 +81,7 @@ class ImageDone:
 
 @dataclass(frozen=True)
 class ImageUsage:
-    """Last event: what the request cost. Image tokens are the transformer's latent tokens, all pictures together."""
+    """Last event: what the request cost. Image tokens are latent tokens, all pictures together."""
 
     text_tokens: int
     image_tokens: int
