@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import signal
 import threading
@@ -53,8 +52,6 @@ def _serve(profile: str, host: str, port: int, verbose: bool) -> None:
 
             from serve_app.app import AppArgs, build
 
-            # Serve is chatty about each step of a deployment; what matters is said here.
-            logging.getLogger("ray.serve").setLevel(logging.INFO if verbose else logging.ERROR)
             application = build(AppArgs(profile=profile))
             reporter = threading.Thread(target=_report, args=(url, started), daemon=True)
             reporter.start()
@@ -102,7 +99,7 @@ def _welcome(url: str, seconds: float) -> None:
     console.print(
         f"\n[bold green]Atelier is ready[/bold green] after {seconds:.0f} s at [bold]{url}/v1[/bold]"
     )
-    console.print(f"Models: {names}\nTry it:\n")
+    console.print(f"Models: {names}\nTry it:\n", soft_wrap=True)
     console.print(
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d "
         f'\'{{"model": "{chat}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n',

@@ -6,6 +6,7 @@ before any import of `ray.serve` in the process; that is why this module imports
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -62,6 +63,8 @@ def prepare_environment() -> Path:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(own),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(own / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(own / "metrics.sock"),
+        # Nobody else routes to this ingress, so nobody needs half a minute to notice that it goes.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     for name, value in defaults.items():
@@ -102,6 +105,8 @@ def local_cluster(host: str, port: int, *, log_to_driver: bool = False) -> Itera
     import ray
     from ray import serve
 
+    # Serve is chatty about each step of a deployment.
+    logging.getLogger("ray.serve").setLevel(logging.INFO if log_to_driver else logging.ERROR)
     # Logical CPUs only order the scheduling; a one-core laptop must hold all deployments too.
     ray.init(
         address="local",

@@ -125,3 +125,5 @@ async def serve_locally(application: Application) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+        for shell in application.shells.values():
+            await shell.__del__()

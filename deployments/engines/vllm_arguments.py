@@ -30,10 +30,27 @@ GPU_MEMORY_MAX = 0.95
 
 def serve_arguments(settings: ModelSettings) -> Namespace:
     """What `vllm serve` would have parsed. Raises ValueError that names what is wrong in `engine_args`."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+
+    parser = _parser()
+    parsed: Namespace = parser.parse_args(_command_line(settings, parser))
+    validate_parsed_serve_args(parsed)
+    return parsed
+
+
+def command_line(settings: ModelSettings) -> list[str]:
+    """The words that would follow `vllm serve` for the same engine. Raises as `serve_arguments` does."""
+    return _command_line(settings, _parser())
+
+
+def _parser() -> Any:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser: Any = make_arg_parser(FlexibleArgumentParser())
+    return make_arg_parser(FlexibleArgumentParser())
+
+
+def _command_line(settings: ModelSettings, parser: Any) -> list[str]:
     where = f"model {settings.id!r}: engine_args"
 
     def refuse(message: str) -> None:  # argparse would end the process
@@ -45,11 +62,7 @@ def serve_arguments(settings: ModelSettings) -> Namespace:
     if settings.gpu_fraction > 0 and "gpu-memory-utilization" in given:
         raise ValueError(f"{where}: gpu-memory-utilization follows from gpu_fraction; set that instead")
     arguments = {**_owned(settings), **given}
-    parsed: Namespace = parser.parse_args(
-        [word for name, value in arguments.items() for word in _words(name, value, parser)]
-    )
-    validate_parsed_serve_args(parsed)
-    return parsed
+    return [word for name, value in arguments.items() for word in _words(name, value, parser)]
 
 
 def prepare_environment(settings: ModelSettings) -> None:

@@ -105,12 +105,14 @@ def translate(error: BaseException, on_lost: OnLost) -> Exception:
 
 def _find(error: BaseException | None) -> AtelierError | None:
     # Ray wraps what a replica raised, more than once where one deployment's failed result feeds another.
+    # Its wrapper is an instance of the original's class too, but without its fields: the cause comes first.
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, AtelierError):
-            return error
         seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(error, AtelierError) and not isinstance(error, RayError):
+            return error
+        error = cause
     return None
 
 
