@@ -71,11 +71,14 @@ def graph(profile: str, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def vllm_serve(model: ModelSettings, folder: Path) -> Iterator[str]:
-    """Plain `vllm serve` of the same checkpoint with the same engine arguments; yields its URL."""
+    """Plain `vllm serve` of the same checkpoint with the same engine arguments; yields its URL.
+
+    By module: the `vllm` command asks for a package that is not named so on CPUs.
+    """
     from deployments.engines.vllm_arguments import command_line
 
     url = f"http://127.0.0.1:{free_port()}"
     words = [*command_line(model), "--host", "127.0.0.1", "--port", url.split(":")[-1]]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *words]
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *words]
     with running(command, f"{url}/health", folder / "vllm.log", {**ENVIRONMENT, **model.env}):
         yield url

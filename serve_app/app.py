@@ -23,6 +23,9 @@ log = logging.getLogger("ray.serve")
 
 _SHELLS = {"vision_language": VisionLanguage, "image_generation": ImageGenerator}
 
+# One JSON object a line, with the request id as a field. The ingress writes its own line for each request.
+_LOGGING = {"encoding": "JSON", "enable_access_log": False}
+
 
 class AppArgs(BaseModel):
     """`args:` of the application in `serve_config.yaml`."""
@@ -55,6 +58,7 @@ def compose(settings: AppSettings) -> Application:
     edge = settings.ingress
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
+        logging_config=_LOGGING,
         ray_actor_options={"num_cpus": edge.num_cpus},
         autoscaling_config=_autoscaling(
             Autoscaling(
@@ -72,6 +76,7 @@ def _preprocessing(settings: AppSettings) -> Application:
     limits = settings.preprocessing
     deployment = serve.deployment(Preprocessing).options(
         name="Preprocessing",
+        logging_config=_LOGGING,
         ray_actor_options={"num_cpus": limits.num_cpus},
         autoscaling_config=_autoscaling(
             Autoscaling(
@@ -89,6 +94,7 @@ def _preprocessing(settings: AppSettings) -> Application:
 def _model_deployment(model: ModelSettings) -> Application:
     deployment = serve.deployment(_SHELLS[model.task]).options(
         name=model.deployment_name,
+        logging_config=_LOGGING,
         ray_actor_options={
             "num_cpus": model.num_cpus,
             "num_gpus": model.gpu_fraction,

@@ -24,7 +24,7 @@ class PortInUse(RuntimeError):
 
 
 def fast_path() -> dict[str, str]:
-    """What Serve needs in its environment for HAProxy mode, on every node, before Ray starts.
+    """What every node needs in its environment before Ray starts, for Serve's HAProxy mode.
 
     HAProxy is run through `atelier-haproxy`, because Serve's generated configuration splices requests,
     and then a client that leaves is not noticed if its headers and body came in two packets, as those of

@@ -104,6 +104,7 @@ async def test_image_model_does_not_chat(url: str) -> None:
         ({"messages": picture_message("file:///etc/passwd")}, "messages.0.content.1.image_url"),
         ({"messages": picture_message("data:image/png;base64,AAAA")}, "messages.0.content.1.image_url"),
         ({"messages": HELLO, "model": 3}, "model"),
+        ({"messages": HELLO, "n": 17}, "n"),
     ],
 )
 async def test_bad_field_is_named(url: str, body: dict, param: str) -> None:

@@ -8,6 +8,9 @@ from deployments.contracts.errors import InvalidImage, InvalidRequest
 from deployments.contracts.messages import ImageSource
 from serve_app.graph.operations import ChatCall
 
+MAX_CHOICES = 16
+"""vLLM bounds `n` at 16,384: one request could fill every slot of an engine."""
+
 _TEXT_PARTS = ("text", "refusal")
 
 
@@ -28,6 +31,9 @@ def chat_call(body: dict[str, Any], max_images: int) -> ChatCall:
         )
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("'messages' must be a list with at least one message.", param="messages")
+    choices = body.get("n")
+    if isinstance(choices, int) and choices > MAX_CHOICES:
+        raise InvalidRequest(f"'n' may be at most {MAX_CHOICES}.", param="n", code="invalid_value")
     images: list[ImageSource] = []
     lifted = [_message(message, f"messages.{i}", images) for i, message in enumerate(messages)]
     if len(images) > max_images:
