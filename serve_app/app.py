@@ -1,6 +1,6 @@
 """The composition root: a profile in, a Serve application out. The only file that knows every floor."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Serve reads the class of `build`'s argument from it.
 
 import logging
 from typing import Any

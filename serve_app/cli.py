@@ -41,8 +41,6 @@ def serve(
 
 
 def _serve(profile: str, host: str, port: int, verbose: bool) -> None:
-    # Ctrl-C during start-up must take the same way out as later.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     started = time.monotonic()
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     console.print("Starting Ray and Serve ...")
@@ -52,6 +50,8 @@ def _serve(profile: str, host: str, port: int, verbose: bool) -> None:
 
             from serve_app.app import AppArgs, build
 
+            # Ray takes this signal for itself when it starts; it must take the same way out as Ctrl-C.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             application = build(AppArgs(profile=profile))
             reporter = threading.Thread(target=_report, args=(url, started), daemon=True)
             reporter.start()

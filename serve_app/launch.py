@@ -1,7 +1,6 @@
 """Starts Ray and Serve on this machine, in HAProxy mode and apart from any other cluster here.
 
-Serve reads its flags from the environment when it is first imported, so `prepare_environment` has to run
-before any import of `ray.serve` in the process; that is why this module imports Ray late.
+Serve reads its flags from the environment when it is first imported, which is why this module imports it late.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from deployments.engines.orphans import OrphanGuard
 
 APP_NAME = "atelier"
 
@@ -47,29 +48,28 @@ def haproxy() -> None:
     os.execv(binary, [binary, "-dS", *sys.argv[1:]])
 
 
-def prepare_environment() -> Path:
-    """Serve's fast path, without changing what the user has set; returns the folder of HAProxy's files.
+def own_environment(folder: Path) -> dict[str, str]:
+    """The fast path, and HAProxy's ports and files apart from any other cluster's on this machine.
 
-    HAProxy's own ports and files are fixed by default; each cluster gets its own, so that one which was
-    killed hard (its haproxy lives on and holds port 9101) cannot keep the next from starting.
+    They are fixed by default: a cluster that was killed hard can leave its haproxy holding port 9101, and
+    the next one would not start.
+
+    Args:
+        folder: for the files. Short: a socket's path may have 107 characters, of which Serve takes 70.
     """
-    own = Path(tempfile.mkdtemp(prefix="atelier-", dir="/tmp"))
-    defaults = {
+    return {
         **fast_path(),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(own / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(own / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(own),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(own / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(own / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         # Nobody else routes to this ingress, so nobody needs half a minute to notice that it goes.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    return own
 
 
 def free_port() -> int:
@@ -94,31 +94,36 @@ def require_free(host: str, port: int) -> None:
 
 @contextmanager
 def local_cluster(host: str, port: int, *, log_to_driver: bool = False) -> Iterator[None]:
-    """Ray and Serve in this process's care, shut down on the way out.
+    """Ray and Serve in this process's care: shut down on the way out, and killed with it if it is killed.
 
     Args:
         host: address to listen on.
         port: HTTP port.
         log_to_driver: print the replicas' logs here too.
     """
-    own = prepare_environment()
+    folder = Path(tempfile.mkdtemp(prefix="atelier-", dir="/tmp"))
+    for name, value in own_environment(folder).items():
+        os.environ.setdefault(name, value)
+    guard = OrphanGuard()
+    guard.start()
     import ray
     from ray import serve
 
     # Serve is chatty about each step of a deployment.
     logging.getLogger("ray.serve").setLevel(logging.INFO if log_to_driver else logging.ERROR)
-    # Logical CPUs only order the scheduling; a one-core laptop must hold all deployments too.
-    ray.init(
-        address="local",
-        num_cpus=max(4, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=log_to_driver,
-        logging_level="ERROR",
-    )
     try:
+        # Logical CPUs only order the scheduling; a one-core laptop must hold all deployments too.
+        ray.init(
+            address="local",
+            num_cpus=max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=log_to_driver,
+            logging_level="ERROR",
+        )
         serve.start(http_options={"host": host, "port": port})
         yield
     finally:
         serve.shutdown()
         ray.shutdown()
-        shutil.rmtree(own, ignore_errors=True)
+        guard.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""`serve run` with a config file, as on a cluster, and what remains of `atelier serve` when it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from serve_app.launch import free_port, own_environment
+from serve_app.settings import PROJECT
+from tests.integration.conftest import eventually
+
+pytestmark = pytest.mark.real
+
+PROFILE = """
+models:
+  - {id: fake-vlm, task: vision_language, engine: fake, num_cpus: 0.1}
+  - id: fake-image
+    task: image_generation
+    engine: fake
+    num_cpus: 0.1
+    generation: {size: 64x64, max_pixels: 65536, steps: 4, cfg_scale: 3}
+preprocessing: {num_cpus: 0.1}
+ingress: {num_cpus: 0.1}
+"""
+
+
+@contextmanager
+def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[psutil.Process]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
+    family = psutil.Process(process.pid)
+    try:
+        yield family
+    finally:
+        children = family.children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in psutil.wait_procs(children, timeout=10)[1]:
+            child.kill()
+
+
+def chats(url: str) -> bool:
+    try:
+        body = {"messages": [{"role": "user", "content": "Hi"}]}
+        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    path = tmp_path / "fake.yaml"
+    path.write_text(PROFILE)
+    return path
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="atelier-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_serve_run_takes_the_config(tmp_path: Path, profile: Path, folder: Path) -> None:
+    port = free_port()
+    yaml = YAML()
+    config = yaml.load((PROJECT / "serve_config.yaml").read_text())
+    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    config["applications"][0]["args"] = {"profile": str(profile)}
+    yaml.dump(config, tmp_path / "config.yaml")
+    environment = {**os.environ, **own_environment(folder), "RAY_ADDRESS": "local"}
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "config.yaml")]
+    with running(command, tmp_path / "log", environment):
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: chats(url), 90, log=tmp_path / "log")
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "fake-vlm"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_remains_of_a_server_that_ends(tmp_path: Path, profile: Path, how: signal.Signals) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "serve_app.cli", "serve", "--profile", str(profile), "--port", str(port)]
+    with running(command, tmp_path / "log", dict(os.environ)) as server:
+        eventually(lambda: "Atelier is ready" in (tmp_path / "log").read_text(), 90, log=tmp_path / "log")
+        children = server.children(recursive=True)
+        assert any("haproxy" in child.name() for child in children)
+        server.send_signal(how)
+        _, alive = psutil.wait_procs(children, timeout=40)
+    assert not alive
