@@ -1,6 +1,6 @@
 """Starts Ray and Serve on this machine, in HAProxy mode and apart from any other cluster here.
 
-Serve reads its flags from the environment when it is first imported, which is why this module imports it late.
+Serve reads its flags from the environment when it is first imported, so it is imported late here.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from deployments.contracts.settings import ModelSettings
 from serve_app.settings import AppSettings, SettingsError
@@ -69,10 +70,12 @@ def require_fit(settings: AppSettings, cards: Sequence[Card]) -> None:
     """Refuse a profile that the cluster cannot hold.
 
     Raises:
-        SettingsError: it needs more cards than there are; the message shows who takes what.
+        SettingsError: it needs more cards than there are, and the message shows who takes what; or a
+            model's weights are larger than its share of the smallest card.
     """
     needed = placement(settings)
     if len(needed) <= len(cards):
+        _require_room_for_weights(settings, cards)
         return
     table = "\n".join(
         f"  card {i}: " + ", ".join(f"{model} {share:.2f}" for model, share in card)
@@ -82,3 +85,20 @@ def require_fit(settings: AppSettings, cards: Sequence[Card]) -> None:
         f"This profile needs {len(needed)} GPU(s) and the cluster has {len(cards)}:\n{table}\n"
         "Lower gpu_fraction or min_replicas, or choose a smaller profile."
     )
+
+
+def _require_room_for_weights(settings: AppSettings, cards: Sequence[Card]) -> None:
+    for model in settings.models:
+        weights = _weights_gb(Path(model.source))
+        share = model.gpu_fraction * min((card.memory_gb for card in cards), default=0)
+        if model.gpu_fraction and weights > share:
+            raise SettingsError(
+                f"{model.id}: its weights take {weights:.1f} GB and its share of the smallest card is "
+                f"{share:.1f} GB (gpu_fraction {model.gpu_fraction:g}). Raise gpu_fraction or take a larger card."
+            )
+
+
+def _weights_gb(source: Path) -> float:
+    """Size of a local checkpoint's weights; 0 for a hub id, whose files are not here yet."""
+    files = source.rglob("*.safetensors") if source.is_dir() else ()
+    return sum(file.stat().st_size for file in files) / 2**30

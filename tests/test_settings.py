@@ -100,3 +100,15 @@ def test_plan_that_cannot_fit_is_refused_with_the_table() -> None:
     settings = load_settings(profile_path("gpu-cluster"))
     with pytest.raises(SettingsError, match=r"(?s)needs 2 GPU.*card 1.*card 2"):
         require_fit(settings, [Card("n", "H100", 80)])
+
+
+def test_weights_larger_than_their_share_are_refused(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(2 * 2**30)  # sparse: takes no room
+    profile = tmp_path / "own.yaml"
+    model = f"{{id: m, task: vision_language, engine: vllm, source: {tmp_path}, gpu_fraction: 0.1}}"
+    profile.write_text(f"models:\n  - {model}\n")
+    settings = load_settings(profile)
+    require_fit(settings, [Card("n", "card", 24)])
+    with pytest.raises(SettingsError, match=r"m: its weights take 2.0 GB.*1.6 GB"):
+        require_fit(settings, [Card("n", "card", 16)])
