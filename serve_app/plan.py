@@ -94,7 +94,7 @@ def _require_room_for_weights(settings: AppSettings, cards: Sequence[Card]) -> N
         if model.gpu_fraction and weights > share:
             raise SettingsError(
                 f"{model.id}: its weights take {weights:.1f} GB and its share of the smallest card is "
-                f"{share:.1f} GB (gpu_fraction {model.gpu_fraction:g}). Raise gpu_fraction or take a larger card."
+                f"{share:.1f} GB (gpu_fraction {model.gpu_fraction:g}). Raise it or take a larger card."
             )
 
 
