@@ -1,5 +1,8 @@
 """Deployment handles: the only place that calls `.remote()`.
 
+A request whose replica dies before it has answered anything is given to another one, once. Later than that
+the caller hears of it.
+
 Text goes by value over Serve's gRPC transport. Pictures go by reference through Ray's object store: the
 transport takes 4 MiB at most, and the array never passes through the ingress.
 """
@@ -11,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -50,10 +53,15 @@ class VisionLanguageHandle:
         return self._by_reference if pictures else self._by_value
 
     async def chat(self, request: ChatRequest, pictures: Sequence[PendingPicture]) -> bytes:
-        try:
-            answer: bytes = await self._pick(pictures).chat.remote(request, *pictures)
-        except Exception as error:
-            raise translate(error, self._on_lost) from error
+        method = self._pick(pictures).chat
+        for last_try in (False, True):
+            try:
+                answer: bytes = await method.remote(request, *pictures)
+                break
+            except Exception as error:
+                if last_try or not isinstance(error, RayActorError):
+                    raise translate(error, self._on_lost) from error
+                self._on_lost()
         return answer
 
     def stream_chat(
@@ -75,12 +83,21 @@ class ImageGeneratorHandle:
 
 
 async def _stream(method: Any, args: tuple[Any, ...], on_lost: OnLost) -> AsyncGenerator[Any, None]:
+    """Items of a streaming call, which is made again, once, if the replica dies before the first."""
+    started = finished = False
     response = method.remote(*args)
-    finished = False
     try:
-        async for item in response:
-            yield item
-        finished = True
+        while not finished:
+            try:
+                async for item in response:
+                    started = True
+                    yield item
+                finished = True
+            except RayActorError:
+                if started:
+                    raise
+                on_lost()
+                started, response = True, method.remote(*args)
     except Exception as error:
         finished = True
         raise translate(error, on_lost) from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.readiness import Readiness
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class Operations:
         Raises:
             AtelierError: whatever kept it from completing.
         """
-        backend, request, pictures = self._prepare_chat(call, request_id)
-        return await backend.chat(request, pictures)
+        model, request, pictures = self._prepare_chat(call, request_id)
+        answer = self._chat[model.id].chat(request, pictures)
+        return await self.readiness.while_up(model, answer)
 
     def stream_chat(self, call: ChatCall, request_id: str) -> AsyncGenerator[list[bytes], None]:
         """The same as a stream of OpenAI chunks, several per item where they were ready together.
@@ -61,17 +65,29 @@ class Operations:
         Raises:
             AtelierError: at once if the model is not there, later through the stream.
         """
-        backend, request, pictures = self._prepare_chat(call, request_id)
-        return backend.stream_chat(request, pictures)
+        model, request, pictures = self._prepare_chat(call, request_id)
+        return self._first_while_up(model, self._chat[model.id].stream_chat(request, pictures))
 
     def _prepare_chat(
         self, call: ChatCall, request_id: str
-    ) -> tuple[ChatBackend, ChatRequest, list[PendingPicture]]:
+    ) -> tuple[ModelSettings, ChatRequest, list[PendingPicture]]:
         model = self.catalog.for_task(call.body.get("model"), "vision_language")
         self.readiness.require(model)
         pictures = [self._preprocessing.prepare(source) for source in call.images]
         request = ChatRequest(request_id, {**call.body, "model": model.id})
-        return self._chat[model.id], request, pictures
+        return model, request, pictures
+
+    async def _first_while_up(
+        self, model: ModelSettings, stream: AsyncGenerator[T, None]
+    ) -> AsyncGenerator[T, None]:
+        """The stream; until it has begun, it is given up if the model goes down."""
+        async with aclosing(stream):
+            try:
+                yield await self.readiness.while_up(model, anext(stream))
+            except StopAsyncIteration:
+                return
+            async for item in stream:
+                yield item
 
     def image_model(self, name: str | None) -> ModelSettings:
         """The image model of this name: its generation defaults shape the request.
@@ -88,4 +104,4 @@ class Operations:
             AtelierError: at once if the model is not up, later through the stream.
         """
         self.readiness.require(model)
-        return self._images[model.id].generate(request)
+        return self._first_while_up(model, self._images[model.id].generate(request))

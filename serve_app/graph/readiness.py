@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from deployments.contracts.errors import ModelLoading, Unavailable
 from deployments.contracts.settings import ModelSettings
@@ -20,6 +20,9 @@ log = logging.getLogger("ray.serve")
 
 State = Literal["ready", "idle", "loading", "failed"]
 """`idle`: scaled to zero; the next request starts it."""
+
+UP: tuple[State, ...] = ("ready", "idle")
+T = TypeVar("T")
 
 # openai-python ignores a Retry-After above 120 s and does not retry at all.
 MAX_RETRY_AFTER_S = 120.0
@@ -30,6 +33,14 @@ class _Record:
     since: float
     load_seconds: float
     state: State = "loading"
+    working: set[asyncio.Future[None]] = field(default_factory=set)
+    """One for each request under way, to be done when the model goes down."""
+
+    def change(self, state: State, now: float) -> None:
+        self.state, self.since = state, now
+        for alarm in () if state in UP else self.working:
+            if not alarm.done():
+                alarm.set_result(None)
 
 
 class Readiness:
@@ -58,7 +69,7 @@ class Readiness:
         """Poll until cancelled: often while something is not ready, seldom otherwise."""
         while True:
             await self.refresh()
-            settled = all(record.state in ("ready", "idle") for record in self._records.values())
+            settled = all(record.state in UP for record in self._records.values())
             self._look_now.clear()
             try:
                 await asyncio.wait_for(self._look_now.wait(), timeout=5.0 if settled else 0.5)
@@ -83,7 +94,7 @@ class Readiness:
                 continue
             if state == "ready" and record.state == "loading":
                 record.load_seconds = max(1.0, now - record.since)
-            record.state, record.since = state, now
+            record.change(state, now)
 
     def require(self, model: ModelSettings) -> None:
         """Return if the model can take a request.
@@ -93,7 +104,7 @@ class Readiness:
             Unavailable: it failed to start; Serve keeps trying.
         """
         record = self._records[model.id]
-        if record.state in ("ready", "idle"):
+        if record.state in UP:
             return
         wait = self.retry_after(model.id)
         if record.state == "failed":
@@ -106,6 +117,29 @@ class Readiness:
             f"The model {model.id!r} is still loading. Try again in about {wait:.0f} seconds.",
             retry_after=wait,
         )
+
+    async def while_up(self, model: ModelSettings, work: Awaitable[T]) -> T:
+        """The result of `work`, unless the model's last replica goes meanwhile.
+
+        Serve would hold such a request until a new replica has loaded, which may take minutes.
+
+        Raises:
+            ModelLoading, Unavailable: the model went down; `work` has been cancelled.
+        """
+        task = asyncio.ensure_future(work)
+        working = self._records[model.id].working
+        alarm = asyncio.get_running_loop().create_future()
+        working.add(alarm)
+        try:
+            await asyncio.wait({task, alarm}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.require(model)
+            return await task
+        finally:
+            working.discard(alarm)
+            task.cancel()
+            # A generator that is still running its cancellation cannot be closed by whoever holds it.
+            await asyncio.wait([task])
 
     def retry_after(self, model_id: str) -> float:
         """Seconds until the model should be ready.

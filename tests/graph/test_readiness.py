@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from deployments.contracts.errors import ModelLoading, Unavailable
@@ -62,3 +64,46 @@ async def test_last_answer_stands_while_the_controller_is_away() -> None:
     await world.at(1001, "ready")
     await world.at(1002, "broken")
     world.readiness.require(MODEL)
+
+
+async def test_request_is_given_up_when_the_last_replica_goes() -> None:
+    world = World()
+    await world.at(1001, "ready")
+    held = asyncio.Event()  # as Serve holds a request that no replica can take
+    waiting = asyncio.create_task(world.readiness.while_up(MODEL, held.wait()))
+    await asyncio.sleep(0)
+    await world.at(1002, "loading")
+    with pytest.raises(ModelLoading):
+        await waiting
+
+
+async def test_work_ends_as_it_ends_while_the_model_is_up() -> None:
+    world = World()
+    await world.at(1001, "ready")
+    assert await world.readiness.while_up(MODEL, asyncio.sleep(0, "done")) == "done"
+
+    async def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await world.readiness.while_up(MODEL, fail())
+
+
+async def test_cancelling_cancels_the_work() -> None:
+    world = World()
+    await world.at(1001, "ready")
+    cancelled = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    waiting = asyncio.create_task(world.readiness.while_up(MODEL, work()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.wait_for(cancelled.wait(), 5)

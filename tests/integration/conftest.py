@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,39 +55,45 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     """The demo profile on real Ray Serve, HAProxy and engines; one for the whole session."""
     port, log = free_port(), tmp_path_factory.mktemp("graph") / "log.txt"
     command = [sys.executable, "-m", "serve_app.cli", "serve", "--profile", "demo", "--port", str(port)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
     url = f"http://127.0.0.1:{port}"
-    family = psutil.Process(process.pid)
-    descendants: list[psutil.Process] = []
-    try:
-        eventually(lambda: _ok(f"{url}/health"), STARTUP_S, process, log)
+    with running(command, log, {**os.environ, "HF_HUB_OFFLINE": "1"}) as server:
+        eventually(lambda: _ok(f"{url}/health"), STARTUP_S, server, log)
         first = OpenAI(base_url=f"{url}/v1", api_key="none").chat.completions.create(
             model="qwen3-vl", messages=[{"role": "user", "content": "Hello!"}]
         )
-        eventually(lambda: "Atelier is ready" in log.read_text(), STARTUP_S, process, log)
-        yield Graph(url, family, log, first)
-        descendants = family.children(recursive=True)
+        eventually(lambda: "Atelier is ready" in log.read_text(), STARTUP_S, server, log)
+        yield Graph(url, server, log, first)
+
+
+@contextmanager
+def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[psutil.Process]:
+    """A server in a process of its own, ended with all its descendants."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
+    family = psutil.Process(process.pid)
+    try:
+        yield family
     finally:
+        children = family.children(recursive=True) if process.poll() is None else []
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(90)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
-        for child in psutil.wait_procs(descendants, timeout=10)[1]:
+        for child in psutil.wait_procs(children, timeout=10)[1]:
             child.kill()
 
 
-def eventually(check: Callable[[], Any], seconds: float, process: Any = None, log: Path | None = None) -> Any:
+def eventually(
+    check: Callable[[], Any], seconds: float, process: psutil.Process | None = None, log: Path | None = None
+) -> Any:
     """The first true value of `check`, asked until the time is up."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = check()
         if value:
             return value
-        if process is not None and process.poll() is not None:
+        if process is not None and not process.is_running():
             break
         time.sleep(0.1)
     tail = log.read_text()[-3000:] if log else ""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,7 +16,7 @@ from ruamel.yaml import YAML
 
 from serve_app.launch import free_port, own_environment
 from serve_app.settings import PROJECT
-from tests.integration.conftest import eventually
+from tests.integration.conftest import eventually, running
 
 pytestmark = pytest.mark.real
 
@@ -33,24 +31,6 @@ models:
 preprocessing: {num_cpus: 0.1}
 ingress: {num_cpus: 0.1}
 """
-
-
-@contextmanager
-def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[psutil.Process]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
-    family = psutil.Process(process.pid)
-    try:
-        yield family
-    finally:
-        children = family.children(recursive=True) if process.poll() is None else []
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        for child in psutil.wait_procs(children, timeout=10)[1]:
-            child.kill()
 
 
 def chats(url: str) -> bool:
