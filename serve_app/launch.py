@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import socket
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from deployments.engines.orphans import OrphanGuard
 
 APP_NAME = "atelier"
+REPLICA_PORTS = 50
+"""Ports that a local cluster sets aside for its ingress replicas."""
 
 
 class PortInUse(RuntimeError):
@@ -49,16 +52,24 @@ def haproxy() -> None:
 
 
 def own_environment(folder: Path) -> dict[str, str]:
-    """The fast path, and HAProxy's ports and files apart from any other cluster's on this machine.
+    """The fast path, and ports and files apart from any other cluster's on this machine.
 
-    They are fixed by default: a cluster that was killed hard can leave its haproxy holding port 9101, and
-    the next one would not start.
+    All are fixed by default. A cluster that was killed hard can leave its haproxy holding port 9101, and the
+    next one would not start; and two clusters would share the ingress replicas' ports (SO_REUSEPORT), so
+    that one answers the other's requests.
 
     Args:
         folder: for the files. Short: a socket's path may have 107 characters, of which Serve takes 70.
     """
+    ports = free_block(2 * REPLICA_PORTS)
     return {
         **fast_path(),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports + REPLICA_PORTS - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports + REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports + 2 * REPLICA_PORTS - 1),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -78,6 +89,24 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def free_block(size: int) -> int:
+    """The first of `size` ports in a row that nobody listens on, below those that Linux gives out itself.
+
+    Raises:
+        PortInUse: none found.
+    """
+    starts = list(range(20_000, 30_000, size))
+    random.shuffle(starts)
+    for start in starts:
+        try:
+            for port in range(start, start + size):
+                require_free("127.0.0.1", port)
+        except PortInUse:
+            continue
+        return start
+    raise PortInUse(f"no {size} free ports in a row between 20000 and 30000")
 
 
 def require_free(host: str, port: int) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -80,3 +81,19 @@ def test_nothing_remains_of_a_server_that_ends(tmp_path: Path, profile: Path, ho
         server.send_signal(how)
         _, alive = psutil.wait_procs(children, timeout=40)
     assert not alive
+
+
+def test_two_servers_on_one_machine_keep_to_themselves(tmp_path: Path, profile: Path) -> None:
+    with ExitStack() as stack:
+        urls = {}
+        for name in ("one", "two"):
+            own = tmp_path / f"{name}.yaml"
+            own.write_text(PROFILE.replace("fake-vlm", name))
+            port, log = free_port(), tmp_path / f"{name}.log"
+            command = [sys.executable, "-m", "serve_app.cli", "serve", "--port", str(port)]
+            stack.enter_context(running([*command, "--profile", str(own)], log, dict(os.environ)))
+            urls[name] = f"http://127.0.0.1:{port}"
+            eventually(lambda log=log: "Atelier is ready" in log.read_text(), 90, log=log)
+        for name, url in urls.items():
+            seen = {httpx.get(f"{url}/v1/models").json()["data"][0]["id"] for _ in range(20)}
+            assert seen == {name}
