@@ -21,9 +21,20 @@ from ray.serve.handle import DeploymentHandle
 from deployments.contracts.errors import AtelierError, Overloaded, Unavailable
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
 from serve_app.graph.backends import PendingPicture
+from serve_app.graph.pace import Pace
 from serve_app.graph.readiness import State
 
-OnLost = Callable[[], None]
+
+class Line:
+    """What is known of the way to one deployment.
+
+    Args:
+        on_lost: called when a replica seems to have died.
+    """
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        self.lost = on_lost
+        self.pace = Pace()
 
 
 class PreprocessingHandle:
@@ -44,78 +55,85 @@ class VisionLanguageHandle:
         on_lost: called when a replica seems to have died.
     """
 
-    def __init__(self, handle: DeploymentHandle, on_lost: OnLost) -> None:
+    def __init__(self, handle: DeploymentHandle, on_lost: Callable[[], None]) -> None:
         self._by_value = handle
         self._by_reference = handle.options(_by_reference=True)
-        self._on_lost = on_lost
+        self._line = Line(on_lost)
 
     def _pick(self, pictures: Sequence[PendingPicture]) -> DeploymentHandle:
         return self._by_reference if pictures else self._by_value
 
     async def chat(self, request: ChatRequest, pictures: Sequence[PendingPicture]) -> bytes:
-        method = self._pick(pictures).chat
-        for last_try in (False, True):
-            try:
-                answer: bytes = await method.remote(request, *pictures)
-                break
-            except Exception as error:
-                if last_try or not isinstance(error, RayActorError):
-                    raise translate(error, self._on_lost) from error
-                self._on_lost()
+        answer: bytes = await _call(self._pick(pictures).chat, (request, *pictures), self._line)
         return answer
 
     def stream_chat(
         self, request: ChatRequest, pictures: Sequence[PendingPicture]
     ) -> AsyncGenerator[list[bytes], None]:
         handle = self._pick(pictures).options(stream=True)
-        return _stream(handle.stream_chat, (request, *pictures), self._on_lost)
+        return _stream(handle.stream_chat, (request, *pictures), self._line)
 
 
 class ImageGeneratorHandle:
     """Calls one `ImageGenerator` deployment. Its events carry encoded pictures, so they go by reference."""
 
-    def __init__(self, handle: DeploymentHandle, on_lost: OnLost) -> None:
+    def __init__(self, handle: DeploymentHandle, on_lost: Callable[[], None]) -> None:
         self._handle = handle.options(_by_reference=True, stream=True)
-        self._on_lost = on_lost
+        self._line = Line(on_lost)
 
     def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        return _stream(self._handle.generate, (request,), self._on_lost)
+        return _stream(self._handle.generate, (request,), self._line)
 
 
-async def _stream(method: Any, args: tuple[Any, ...], on_lost: OnLost) -> AsyncGenerator[Any, None]:
+async def _call(method: Any, args: tuple[Any, ...], line: Line) -> Any:
+    """The result of a call, which is made again, once, if the replica dies under it."""
+    try:
+        with line.pace.request():
+            try:
+                return await method.remote(*args)
+            except RayActorError:
+                line.lost()
+                return await method.remote(*args)
+    except Exception as error:
+        raise translate(error, line) from error
+
+
+async def _stream(method: Any, args: tuple[Any, ...], line: Line) -> AsyncGenerator[Any, None]:
     """Items of a streaming call, which is made again, once, if the replica dies before the first."""
     started = finished = False
     response = method.remote(*args)
     try:
-        while not finished:
-            try:
-                async for item in response:
-                    started = True
-                    yield item
-                finished = True
-            except RayActorError:
-                if started:
-                    raise
-                on_lost()
-                started, response = True, method.remote(*args)
+        with line.pace.request():
+            while not finished:
+                try:
+                    async for item in response:
+                        started = True
+                        yield item
+                    finished = True
+                except RayActorError:
+                    if started:
+                        raise
+                    line.lost()
+                    started, response = True, method.remote(*args)
     except Exception as error:
         finished = True
-        raise translate(error, on_lost) from error
+        raise translate(error, line) from error
     finally:
         if not finished:
             # The reader stopped early (a client that went away): free the engine's slot now.
             response.cancel()
 
 
-def translate(error: BaseException, on_lost: OnLost) -> Exception:
+def translate(error: BaseException, line: Line) -> Exception:
     """An exception out of a handle as a member of the error tree; an unknown one comes back as it is."""
     known = _find(error)
     if known is not None:
         return known
     if isinstance(error, BackPressureError):
-        return Overloaded("All queues are full. Try again shortly.", retry_after=2)
+        wait = line.pace.drain_seconds()
+        return Overloaded(f"The queue is full. Try again in about {wait:.0f} seconds.", retry_after=wait)
     if isinstance(error, RayError | DeploymentUnavailableError | RayServeException):
-        on_lost()
+        line.lost()
         return Unavailable("The model's replica was lost while it worked on this request.", retry_after=2)
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import openai
@@ -74,6 +76,41 @@ async def test_picture_reaches_the_engine(url: str) -> None:
         await ask(model="fake-vlm", messages=picture_message(data_url(c))) for c in ("#ff0000", "#0000ff")
     ]
     assert red.choices[0].message.content != blue.choices[0].message.content
+
+
+@pytest.fixture
+def web():
+    """A web server on loopback; yields `host:port`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(base64.b64decode(data_url("#00ff00").split(",")[1]))
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+async def test_picture_behind_a_url(start, web: str) -> None:
+    url, _ = await start(prep={"fetch_private_hosts": (web,)})
+    ask = client(url).chat.completions.create
+    fetched = await ask(model="vlm", messages=picture_message(f"http://{web}/green.png"))
+    sent = await ask(model="vlm", messages=picture_message(data_url("#00ff00")))
+    assert fetched.choices[0].message.content == sent.choices[0].message.content
+
+
+async def test_url_to_a_private_address_is_refused(url: str, web: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client(url).chat.completions.create(
+            model="vlm", messages=picture_message(f"http://{web}/green.png")
+        )
+    assert caught.value.code == "image_url_forbidden"
 
 
 async def test_unknown_model_lists_the_models(url: str) -> None:

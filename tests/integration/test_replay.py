@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,8 +12,7 @@ import psutil
 import pytest
 from openai import AsyncOpenAI
 
-from serve_app.launch import free_port
-from tests.integration.conftest import eventually, running
+from tests.integration.conftest import serving
 
 pytestmark = pytest.mark.real
 
@@ -36,12 +33,8 @@ HELLO = [{"role": "user", "content": "Hello there"}]
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[tuple[AsyncOpenAI, psutil.Process]]:
-    (tmp_path / "fake.yaml").write_text(PROFILE)
-    port, log = free_port(), tmp_path / "log"
-    command = [sys.executable, "-m", "serve_app.cli", "serve", "--port", str(port)]
-    with running([*command, "--profile", str(tmp_path / "fake.yaml")], log, dict(os.environ)) as process:
-        eventually(lambda: "Atelier is ready" in log.read_text(), 90, process, log)
-        yield AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0), process
+    with serving(tmp_path, PROFILE) as (url, process):
+        yield AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), process
 
 
 def replicas(process: psutil.Process) -> list[psutil.Process]:

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from serve_app.launch import free_port, own_environment
 from serve_app.settings import PROJECT
-from tests.integration.conftest import eventually, running
+from tests.integration.conftest import eventually, running, serving
 
 pytestmark = pytest.mark.real
 
@@ -43,19 +43,14 @@ def chats(url: str) -> bool:
 
 
 @pytest.fixture
-def profile(tmp_path: Path) -> Path:
-    path = tmp_path / "fake.yaml"
-    path.write_text(PROFILE)
-    return path
-
-
-@pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="atelier-", dir="/tmp") as name:
         yield Path(name)
 
 
-def test_serve_run_takes_the_config(tmp_path: Path, profile: Path, folder: Path) -> None:
+def test_serve_run_takes_the_config(tmp_path: Path, folder: Path) -> None:
+    profile = tmp_path / "fake.yaml"
+    profile.write_text(PROFILE)
     port = free_port()
     yaml = YAML()
     config = yaml.load((PROJECT / "serve_config.yaml").read_text())
@@ -71,11 +66,8 @@ def test_serve_run_takes_the_config(tmp_path: Path, profile: Path, folder: Path)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_remains_of_a_server_that_ends(tmp_path: Path, profile: Path, how: signal.Signals) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "serve_app.cli", "serve", "--profile", str(profile), "--port", str(port)]
-    with running(command, tmp_path / "log", dict(os.environ)) as server:
-        eventually(lambda: "Atelier is ready" in (tmp_path / "log").read_text(), 90, log=tmp_path / "log")
+def test_nothing_remains_of_a_server_that_ends(tmp_path: Path, how: signal.Signals) -> None:
+    with serving(tmp_path, PROFILE) as (_, server):
         children = server.children(recursive=True)
         assert any("haproxy" in child.name() for child in children)
         server.send_signal(how)
@@ -83,17 +75,12 @@ def test_nothing_remains_of_a_server_that_ends(tmp_path: Path, profile: Path, ho
     assert not alive
 
 
-def test_two_servers_on_one_machine_keep_to_themselves(tmp_path: Path, profile: Path) -> None:
+def test_two_servers_on_one_machine_keep_to_themselves(tmp_path: Path) -> None:
     with ExitStack() as stack:
         urls = {}
         for name in ("one", "two"):
-            own = tmp_path / f"{name}.yaml"
-            own.write_text(PROFILE.replace("fake-vlm", name))
-            port, log = free_port(), tmp_path / f"{name}.log"
-            command = [sys.executable, "-m", "serve_app.cli", "serve", "--port", str(port)]
-            stack.enter_context(running([*command, "--profile", str(own)], log, dict(os.environ)))
-            urls[name] = f"http://127.0.0.1:{port}"
-            eventually(lambda log=log: "Atelier is ready" in log.read_text(), 90, log=log)
+            profile = PROFILE.replace("fake-vlm", name)
+            urls[name], _ = stack.enter_context(serving(tmp_path, profile, name))
         for name, url in urls.items():
             seen = {httpx.get(f"{url}/v1/models").json()["data"][0]["id"] for _ in range(20)}
             assert seen == {name}
