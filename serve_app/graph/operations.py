@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource, Surface
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
 from serve_app.graph.catalog import Catalog
@@ -15,14 +15,15 @@ from serve_app.graph.readiness import Readiness
 
 @dataclass(frozen=True)
 class ChatCall:
-    """What a dialect asks for: an OpenAI body whose image parts have been lifted out into `images`."""
+    """What a dialect asks for: a client's body whose image parts have been lifted out into `images`."""
 
     body: dict[str, Any]
     images: tuple[ImageSource, ...] = ()
+    surface: Surface = "chat"
 
 
 class Operations:
-    """Chat and image generation over the deployments.
+    """Text and image generation over the deployments.
 
     Args:
         catalog: the models.
@@ -47,7 +48,7 @@ class Operations:
         self._images = images
 
     async def chat(self, call: ChatCall, request_id: str) -> bytes:
-        """A whole chat completion as OpenAI JSON.
+        """A whole answer as JSON of the call's surface.
 
         Raises:
             AtelierError: whatever kept it from completing.
@@ -56,7 +57,7 @@ class Operations:
         return await backend.chat(request, pictures)
 
     def stream_chat(self, call: ChatCall, request_id: str) -> AsyncGenerator[list[bytes], None]:
-        """The same as a stream of OpenAI chunks, several per item where they were ready together.
+        """The same as a stream of JSON chunks, several per item where they were ready together.
 
         Raises:
             AtelierError: at once if the model is not there, later through the stream.
@@ -70,7 +71,7 @@ class Operations:
         model = self.catalog.for_task(call.body.get("model"), "vision_language")
         self.readiness.require(model)
         pictures = [self._preprocessing.prepare(source) for source in call.images]
-        request = ChatRequest(request_id, {**call.body, "model": model.id})
+        request = ChatRequest(request_id, {**call.body, "model": model.id}, call.surface)
         return self._chat[model.id], request, pictures
 
     def image_model(self, name: str | None) -> ModelSettings:
