@@ -44,14 +44,14 @@ class VisionLanguage:
         self._engine = engine
 
     async def chat(self, request: ChatRequest, *pictures: Picture) -> bytes:
-        """The whole completion as OpenAI JSON."""
+        """The whole answer as JSON of the request's surface."""
         with _only_our_errors(request):
             return await self._running().chat(request, pictures)
 
     async def stream_chat(
         self, request: ChatRequest, *pictures: Picture
     ) -> AsyncGenerator[list[bytes], None]:
-        """Chunks of OpenAI JSON, as many at a time as are ready: each item costs a message."""
+        """Chunks or events as JSON, as many at a time as are ready: each item costs a message."""
         chunks = self._running().stream_chat(request, pictures)
         self._streams += 1
         try:
@@ -131,5 +131,5 @@ def _only_our_errors(request: ChatRequest) -> Iterator[None]:
     except AtelierError:
         raise
     except Exception:
-        logger.exception("chat failed", extra={"request_id": request.request_id})
+        logger.exception("%s failed", request.surface, extra={"request_id": request.request_id})
         raise EngineFailed("The engine failed on this request.") from None

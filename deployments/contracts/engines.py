@@ -21,10 +21,13 @@ class Engine(Protocol):
 
 class ChatEngine(Engine, Protocol):
     async def chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> bytes:
-        """The whole completion as OpenAI JSON. Raises AtelierError; cancelling frees the engine's slot."""
+        """The whole answer as JSON of the request's surface.
+
+        Raises AtelierError. Cancelling frees the engine's slot.
+        """
 
     def stream_chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> AsyncGenerator[bytes, None]:
-        """One OpenAI `chat.completion.chunk` JSON per item: no SSE framing, no `[DONE]`.
+        """One JSON chunk or event of the request's surface per item: no SSE framing, no `[DONE]`.
 
         Raises AtelierError: before the first item for a request that cannot run, later if the engine
         breaks. Closing the generator frees the engine's slot.

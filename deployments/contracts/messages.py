@@ -1,4 +1,4 @@
-"""Frozen messages that cross processes. A chat request stays the OpenAI dict that vLLM itself parses."""
+"""Frozen messages that cross processes. A text request stays the client's dict, which vLLM itself parses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 OutputFormat = Literal["png", "webp", "jpeg"]
+Surface = Literal[
+    "chat",
+    "completions",
+    "responses",
+    "messages",
+    "count_tokens",
+    "tokenize",
+    "tokenize_chat",
+    "detokenize",
+]
+"""The API that a body is written in: OpenAI's three, Anthropic's two, vLLM's own three."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +44,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One chat completion.
+    """One request to a language model.
 
-    `body` is the OpenAI request; image parts in it have become `{"type": "picture", "picture": k}`,
-    where k counts the pictures passed beside the request.
+    `body` is the client's request; image parts in it have become `{"type": "picture", "picture": k}`,
+    where k counts the pictures passed beside the request. `surface` says whose shape it has.
     """
 
     request_id: str
     body: dict[str, Any]
+    surface: Surface = "chat"
 
 
 @dataclass(frozen=True)

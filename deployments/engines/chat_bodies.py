@@ -1,4 +1,4 @@
-"""Checks an OpenAI chat body before an engine reads it: which parts and fields may reach the engine at all.
+"""Checks a body before an engine reads it: which parts and fields may reach the engine at all.
 
 Both chat engines go through here, so that the fake one refuses what the real one refuses.
 """
@@ -28,6 +28,8 @@ OPERATOR_FIELDS = {
     "media_io_kwargs": "image processing is configured by the operator",
     "kv_transfer_params": "it is internal to a cluster",
     "ec_transfer_params": "it is internal to a cluster",
+    "prompt_embeds": "prompts are text or token ids",
+    "previous_input_messages": "the whole conversation is sent with each request",
 }
 """Fields that vLLM's schema knows but that only the operator may set, and why."""
 
@@ -41,6 +43,15 @@ def rendered_messages(
 
     Raises InvalidRequest, naming the field, for anything that an engine must not see.
     """
+    check_fields(body)
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("`messages` must be a non-empty list of messages.", param="messages")
+    return [_message(message, f"messages.{i}", pictures, render) for i, message in enumerate(messages)]
+
+
+def check_fields(body: dict[str, Any]) -> None:
+    """Raises InvalidRequest for a field that only the operator may set."""
     for name, reason in OPERATOR_FIELDS.items():
         if body.get(name):
             raise InvalidRequest(f"`{name}` cannot be set by a request: {reason}.", param=name)
@@ -50,10 +61,6 @@ def rendered_messages(
             f"`chat_template` cannot be set by a request: {OPERATOR_FIELDS['chat_template']}.",
             param="chat_template_kwargs.chat_template",
         )
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("`messages` must be a non-empty list of messages.", param="messages")
-    return [_message(message, f"messages.{i}", pictures, render) for i, message in enumerate(messages)]
 
 
 def _message(
@@ -79,7 +86,7 @@ def _part(part: Any, param: str, pictures: Sequence[Picture], render: PictureRen
         raise InvalidRequest("A content part must be an object with a `type`.", param=param)
     kind = part.get("type")
     if kind == "picture":
-        return render(_picture(part, param, pictures))
+        return render(picture_of(part, param, pictures))
     if not isinstance(kind, str) or kind not in TEXT_PARTS:
         name = kind if isinstance(kind, str) else "type"
         raise InvalidRequest(
@@ -99,7 +106,8 @@ def _check_text(text: str, param: str) -> None:
         raise InvalidRequest("The text is not valid Unicode.", param=param) from None
 
 
-def _picture(part: dict[str, Any], param: str, pictures: Sequence[Picture]) -> Picture:
+def picture_of(part: dict[str, Any], param: str, pictures: Sequence[Picture]) -> Picture:
+    """The picture that a part names. Raises InvalidRequest."""
     number = part.get("picture")
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(pictures):
         raise InvalidRequest("The part names a picture that was not sent.", param=f"{param}.picture")

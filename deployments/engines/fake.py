@@ -1,4 +1,4 @@
-"""A chat engine without a model: deterministic answers in the shapes of OpenAI's API, for tests and laptops.
+"""A chat engine without a model: deterministic answers in the shapes of every API, for tests and laptops.
 
 It repeats the last user message and describes pictures by size and mean colour. A token is a word.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from deployments.contracts.errors import ContextTooLong, EngineFailed, InvalidRe
 from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.chat_bodies import rendered_messages
+from deployments.engines.fake_surfaces import SHAPES, Answer, count
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,6 @@ class FakeArgs:
     fail: Literal["start", "request", "mid_stream"] | None = None
     context: int = 4096
     """Tokens of prompt and answer together."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    id: str
-    model: str
-    prompt_tokens: int
-    tokens: list[str]
-    finish_reason: str
-
-    def usage(self) -> dict[str, int]:
-        prompt, completion = self.prompt_tokens, len(self.tokens)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        }
-
-    def envelope(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": int(time.time()), "model": self.model}
 
 
 class FakeChatEngine:
@@ -76,31 +57,26 @@ class FakeChatEngine:
         return self._unfinished
 
     async def chat(self, request: ChatRequest, pictures: Sequence[Picture]) -> bytes:
+        if request.surface not in SHAPES:
+            self._check(request.body)
+            context = self._args.context
+            return _json(count(request.surface, request.body, pictures, context, _text, _describe))
         answer = self._answer(request, pictures)
         async for _ in self._generate(answer):
             pass
-        message = {"role": "assistant", "content": "".join(answer.tokens), "tool_calls": []}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-        return _json({**answer.envelope("chat.completion"), "choices": [choice], "usage": answer.usage()})
+        return _json(SHAPES[request.surface].whole(answer))
 
     async def stream_chat(
         self, request: ChatRequest, pictures: Sequence[Picture]
     ) -> AsyncGenerator[bytes, None]:
+        if request.surface not in SHAPES:
+            raise InvalidRequest(f"{request.surface} does not stream.", param="stream")
         answer = self._answer(request, pictures)
-        envelope = answer.envelope("chat.completion.chunk")
+        async with aclosing(self._generate(answer)) as tokens:
+            async for chunk in SHAPES[request.surface].stream(answer, tokens, request.body):
+                yield _json(chunk)
 
-        def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-            return _json({**envelope, "choices": [choice]})
-
-        yield chunk({"role": "assistant", "content": ""})
-        async for token in self._generate(answer):
-            yield chunk({"content": token})
-        yield chunk({}, answer.finish_reason)
-        if (request.body.get("stream_options") or {}).get("include_usage"):
-            yield _json({**envelope, "choices": [], "usage": answer.usage()})
-
-    async def _generate(self, answer: _Answer) -> AsyncGenerator[str, None]:
+    async def _generate(self, answer: Answer) -> AsyncGenerator[str, None]:
         self._unfinished += 1
         try:
             for i, token in enumerate(answer.tokens):
@@ -111,13 +87,10 @@ class FakeChatEngine:
         finally:
             self._unfinished -= 1
 
-    def _answer(self, request: ChatRequest, pictures: Sequence[Picture]) -> _Answer:
-        body = request.body
+    def _answer(self, request: ChatRequest, pictures: Sequence[Picture]) -> Answer:
+        body = SHAPES[request.surface].chat(request.body)
         messages = rendered_messages(body, pictures, _describe)
-        if body.get("model") not in (None, self._settings.id, *self._settings.aliases):
-            raise ModelNotFound(f"The model `{body['model']}` does not exist.", param="model")
-        if self._args.fail == "request":
-            raise EngineFailed("The fake engine was told to fail on every request.")
+        self._check(body)
         limit = _limit(body)
         prompt = sum(len(_text(message).split()) for message in messages)
         if limit is not None and limit > self._args.context:
@@ -135,13 +108,19 @@ class FakeChatEngine:
         words = _words(messages, endless=bool(body.get("ignore_eos")))
         most = room if limit is None else min(limit, room)
         tokens = list(itertools.islice(words, most))
-        return _Answer(
-            id=f"chatcmpl-{request.request_id}",
+        return Answer(
+            request_id=request.request_id,
             model=self._settings.id,
             prompt_tokens=prompt,
             tokens=tokens,
             finish_reason="stop" if next(words, None) is None else "length",
         )
+
+    def _check(self, body: dict[str, Any]) -> None:
+        if body.get("model") not in (None, self._settings.id, *self._settings.aliases):
+            raise ModelNotFound(f"The model `{body['model']}` does not exist.", param="model")
+        if self._args.fail == "request":
+            raise EngineFailed("The fake engine was told to fail on every request.")
 
 
 def _limit(body: dict[str, Any]) -> int | None:

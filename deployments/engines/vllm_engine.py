@@ -1,4 +1,4 @@
-"""The chat engine on vLLM: AsyncLLM and vLLM's own OpenAI serving classes, without vLLM's HTTP server.
+"""The chat engine on vLLM: AsyncLLM and vLLM's own serving classes, without vLLM's HTTP server.
 
 Parsing, templates, tools, reasoning and structured outputs are therefore vLLM's. What is ours: arguments
 from settings, pictures as arrays, one tree of errors, cancellation, and no process left behind.
@@ -16,17 +16,19 @@ from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
-from deployments.contracts.errors import EngineFailed, ModelLoading
+from deployments.contracts.errors import AtelierError, EngineFailed, ModelLoading
 from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.orphans import OrphanGuard
 from deployments.engines.vllm_arguments import prepare_environment, serve_arguments
 from deployments.engines.vllm_requests import (
+    BROKEN,
     from_exception,
     from_response,
     quiet_client_errors,
     vllm_request,
 )
+from deployments.engines.vllm_surfaces import SURFACES, is_error, keep_errors, read_item, show_pictures, shown
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +37,13 @@ WARM_UP_S = 300
 EXIT_S = 5
 """For vLLM's processes to end by themselves before they are killed."""
 
-_FRAME, _DONE, _ERROR = "data: ", "[DONE]", '{"error"'
-
 
 class VllmEngine:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._guard = OrphanGuard()
         self._llm: Any = None
-        self._serving: Any = None
+        self._state: Any = None
 
     async def start(self) -> None:
         began = time.monotonic()
@@ -83,9 +83,11 @@ class VllmEngine:
         state: Any = SimpleNamespace()
         await init_app_state(self._llm, state, arguments, await self._llm.get_supported_tasks())
         quiet_client_errors()
-        self._serving = state.openai_serving_chat
-        if self._serving is None:
+        if getattr(state, "openai_serving_chat", None) is None:
             raise ValueError(f"model {self._settings.id!r}: {self._settings.source} cannot chat")
+        show_pictures(state.online_renderer)
+        keep_errors(state.anthropic_serving_messages)
+        self._state = state
 
     async def _warm_up(self) -> None:
         """A request of each kind, so that no user waits for what the first one sets up."""
@@ -115,7 +117,7 @@ class VllmEngine:
         finally:
             if not finished:
                 await self._abort(request)
-        answer: bytes = response.model_dump_json().encode()
+        answer: bytes = response.model_dump_json(**SURFACES[request.surface].dump).encode()
         return answer
 
     async def stream_chat(
@@ -124,14 +126,19 @@ class VllmEngine:
         finished = False
         frames = await self._create(request, pictures, stream=True)
         try:
-            async for frame in frames:
-                data = frame[len(_FRAME) :].rstrip()
-                if data == _DONE:
+            async for item in frames:
+                data = read_item(item)
+                if data is None:
                     break
-                if data.startswith(_ERROR):
-                    raise self._stream_error(json.loads(data), request)
+                if is_error(data):
+                    raise self._broken(request, json.loads(data))
                 yield data.encode()
             finished = True
+        except AtelierError:
+            raise
+        except Exception as error:  # only responses let one through, and it cannot be the client's by now
+            logger.error("vLLM failed", exc_info=error, extra={"request_id": request.request_id})
+            raise self._broken(request) from None
         finally:
             if not finished:
                 # Closing `frames` leaves vLLM's inner generator to the garbage collector; this does not wait.
@@ -140,28 +147,35 @@ class VllmEngine:
 
     async def _create(self, request: ChatRequest, pictures: Sequence[Picture], *, stream: bool) -> Any:
         """vLLM's response, or its generator of server-sent events."""
-        if self._serving is None:
+        if self._state is None:
             raise ModelLoading(f"{self._settings.id} is not loaded.", retry_after=self._settings.load_seconds)
+        surface = SURFACES[request.surface]
         translated = vllm_request(request, pictures, stream=stream)
+        serving = getattr(self._state, surface.serving)
+        # All that vLLM asks of an HTTP request: where messages take their id from.
+        http = SimpleNamespace(headers={"X-Request-Id": request.request_id}, state=SimpleNamespace())
+        token = shown.set(pictures)
         try:
-            response = await self._serving.create_chat_completion(translated)
+            response = await getattr(serving, surface.method)(translated, http)
         except Exception as error:
-            raise from_exception(error, request.request_id) from None
+            raise from_exception(error, request) from None
+        finally:
+            shown.reset(token)
         _raise_if_cancelled()
         if hasattr(response, "error"):
-            raise from_response(response, request.request_id)
+            raise from_response(response, request)
         return response
 
-    def _stream_error(self, frame: dict[str, Any], request: ChatRequest) -> Exception:
+    def _broken(self, request: ChatRequest, frame: dict[str, Any] | None = None) -> Exception:
         llm = self._llm
         if llm is None or llm.errored:
-            return from_exception(_dead(llm), request.request_id)
-        return from_response(frame, request.request_id)
+            return from_exception(_dead(llm), request)
+        return EngineFailed(BROKEN) if frame is None else from_response(frame, request)
 
     async def _abort(self, request: ChatRequest) -> None:
-        llm = self._llm
-        if llm is not None and not llm.errored:
-            await llm.abort(f"chatcmpl-{request.request_id}")
+        llm, ids = self._llm, SURFACES[request.surface].engine_ids(request.request_id)
+        if llm is not None and not llm.errored and ids:
+            await llm.abort(ids)
 
     async def check_health(self) -> None:
         """Asks the engine's own process: one that hangs does not answer, and Serve's timeout counts it."""
@@ -175,7 +189,7 @@ class VllmEngine:
             raise EngineFailed(f"The engine of {self._settings.id} died.") from None
 
     async def close(self) -> None:
-        llm, self._llm, self._serving = self._llm, None, None
+        llm, self._llm, self._state = self._llm, None, None
         if llm is not None:
             llm.shutdown(timeout=EXIT_S)
         self._guard.close()

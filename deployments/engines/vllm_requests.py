@@ -17,7 +17,7 @@ from deployments.contracts.errors import (
     Overloaded,
 )
 from deployments.contracts.messages import ChatRequest, Picture
-from deployments.engines.chat_bodies import rendered_messages
+from deployments.engines.vllm_surfaces import SURFACES
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +29,23 @@ _APPENDIX = re.compile(r" \((?:parameter|value)=.*\)$", re.DOTALL)
 
 
 def vllm_request(request: ChatRequest, pictures: Sequence[Picture], *, stream: bool) -> Any:
-    """vLLM's ChatCompletionRequest. Raises InvalidRequest."""
+    """The request of the surface's own vLLM class. Raises InvalidRequest."""
     from pydantic import ValidationError
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    messages = rendered_messages(request.body, pictures, _pil_part)
-    body = {**request.body, "messages": messages, "stream": stream, "request_id": request.request_id}
+    surface = SURFACES[request.surface]
+    body = surface.body(request.body, pictures)
+    if surface.engine_ids(request.request_id):  # it generates
+        body["stream"] = stream
+    if surface.id_format is not None:
+        body["request_id"] = surface.id_format.format(request.request_id)
     if not stream:
         body.pop("stream_options", None)
     try:
-        return ChatCompletionRequest(**body)
+        return surface.request_class()(**body)
     except ValidationError as error:
-        raise _invalid_fields(error) from None
+        raise _invalid_fields(error, surface.prompt) from None
     except Exception as error:  # vLLM's validators raise their own errors through pydantic
-        raise from_exception(error, request.request_id) from None
-
-
-def _pil_part(picture: Picture) -> dict[str, Any]:
-    from PIL import Image
-
-    return {"type": "image_pil", "image_pil": Image.fromarray(picture.pixels), "uuid": picture.digest}
+        raise from_exception(error, request) from None
 
 
 def quiet_client_errors() -> None:
@@ -59,16 +56,18 @@ def quiet_client_errors() -> None:
         error = record.exc_info[1] if record.exc_info else None
         return not isinstance(error, (VLLMClientError, ValueError))
 
-    logging.getLogger("vllm.entrypoints.openai.chat_completion.serving").addFilter(keep)
+    for name in ("openai.chat_completion", "openai.completion", "openai.responses", "anthropic"):
+        logging.getLogger(f"vllm.entrypoints.{name}.serving").addFilter(keep)
 
 
-def from_response(response: Any, request_id: str) -> AtelierError:
+def from_response(response: Any, request: ChatRequest) -> AtelierError:
     """vLLM's ErrorResponse, or its JSON as a dict."""
     info = response["error"] if isinstance(response, dict) else response.error.model_dump()
-    return _from_status(int(info["code"]), str(info["message"]), info.get("param"), request_id)
+    # Anthropic's form has no status: vLLM's converter failed.
+    return _from_status(int(info.get("code") or 500), str(info["message"]), info.get("param"), request)
 
 
-def from_exception(error: Exception, request_id: str) -> AtelierError:
+def from_exception(error: Exception, request: ChatRequest) -> AtelierError:
     """Whatever vLLM raised, by vLLM's own table of statuses."""
     from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
     from vllm.v1.engine.exceptions import EngineDeadError
@@ -79,29 +78,32 @@ def from_exception(error: Exception, request_id: str) -> AtelierError:
         return EngineFailed("The engine died under this request. It is being restarted.", retry_after=5)
     info = create_error_response(error).error
     if info.code >= 500:
-        logger.error("vLLM failed", exc_info=error, extra={"request_id": request_id})
-    return _from_status(info.code, info.message, info.param, request_id, logged=True)
+        logger.error("vLLM failed", exc_info=error, extra={"request_id": request.request_id})
+    return _from_status(info.code, info.message, info.param, request, logged=True)
 
 
 def _from_status(
-    status: int, message: str, param: str | None, request_id: str, logged: bool = False
+    status: int, message: str, param: str | None, request: ChatRequest, logged: bool = False
 ) -> AtelierError:
+    extra, prompt = {"request_id": request.request_id}, SURFACES[request.surface].prompt
     if status == 404:
         return ModelNotFound(message, param=param or "model")
     if status == 503:
         return Overloaded("The engine's queue is full.", retry_after=1)
     if status >= 500:
         if not logged:
-            logger.error("vLLM answered %d: %s", status, message, extra={"request_id": request_id})
+            logger.error("vLLM answered %d: %s", status, message, extra=extra)
         return EngineFailed(BROKEN)
     if message.startswith("Failed to apply"):  # names the processor's every argument
-        logger.warning("vLLM: %s", message, extra={"request_id": request_id})
-        return InvalidImage("The model cannot take a picture of this shape.", param="messages")
+        logger.warning("vLLM: %s", message, extra=extra)
+        return InvalidImage("The model cannot take a picture of this shape.", param=prompt)
     text = _APPENDIX.sub("", message)
-    return _context_too_long(text) or InvalidRequest(text, param="messages" if param == "image" else param)
+    return _context_too_long(text, prompt) or InvalidRequest(
+        text, param=prompt if param == "image" else param
+    )
 
 
-def _context_too_long(message: str) -> ContextTooLong | None:
+def _context_too_long(message: str, param: str) -> ContextTooLong | None:
     if too_many := _MAX_TOKENS.search(message):
         asked, window = too_many.groups()
         return ContextTooLong(
@@ -113,13 +115,13 @@ def _context_too_long(message: str) -> ContextTooLong | None:
     prompt = _PROMPT.search(message)
     length = f"{prompt.group(1)}{prompt.group(2) or ' tokens'}" if prompt else "more"
     return ContextTooLong(
-        f"This model's context holds {context.group(1)} tokens, but the messages come to {length}."
-        " Shorten them.",
-        param="messages",
+        f"This model's context holds {context.group(1)} tokens, but the {param} comes to {length}."
+        " Shorten it.",
+        param=param,
     )
 
 
-def _invalid_fields(error: Any) -> InvalidRequest:
+def _invalid_fields(error: Any, prompt: str) -> InvalidRequest:
     """A pydantic ValidationError in one sentence about its first field."""
     first = error.errors(include_url=False, include_input=False)[0]
     # Union branches stand in the location by type name: `str`, `list[...]`, `ChatCompletion...Param`.
@@ -128,7 +130,7 @@ def _invalid_fields(error: Any) -> InvalidRequest:
         fields.pop()
     cause = first.get("ctx", {}).get("error")
     if fields and fields[0].isdigit():  # from an iterable that pydantic checks late: only messages hold any
-        fields = ["messages"]
+        fields = [prompt]
     param = ".".join(fields) or getattr(cause, "parameter", None)
     text = _APPENDIX.sub("", str(cause)) if cause is not None else first["msg"]
     return InvalidRequest(f"{param}: {text}" if fields else text, param=param)

@@ -18,12 +18,12 @@ class Preprocessor(Protocol):
 
 class ChatBackend(Protocol):
     async def chat(self, request: ChatRequest, pictures: Sequence[PendingPicture]) -> bytes:
-        """The whole completion as OpenAI JSON."""
+        """The whole answer as JSON of the request's surface."""
 
     def stream_chat(
         self, request: ChatRequest, pictures: Sequence[PendingPicture]
     ) -> AsyncGenerator[list[bytes], None]:
-        """Chunks as OpenAI JSON, as many per item as were ready together."""
+        """Chunks or events as JSON, as many per item as were ready together."""
 
 
 class ImageBackend(Protocol):

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource, Surface
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
 from serve_app.graph.catalog import Catalog
@@ -18,14 +18,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ChatCall:
-    """What a dialect asks for: an OpenAI body whose image parts have been lifted out into `images`."""
+    """What a dialect asks for: a client's body whose image parts have been lifted out into `images`."""
 
     body: dict[str, Any]
     images: tuple[ImageSource, ...] = ()
+    surface: Surface = "chat"
 
 
 class Operations:
-    """Chat and image generation over the deployments.
+    """Text and image generation over the deployments.
 
     Args:
         catalog: the models.
@@ -50,7 +51,7 @@ class Operations:
         self._images = images
 
     async def chat(self, call: ChatCall, request_id: str) -> bytes:
-        """A whole chat completion as OpenAI JSON.
+        """A whole answer as JSON of the call's surface.
 
         Raises:
             AtelierError: whatever kept it from completing.
@@ -60,7 +61,7 @@ class Operations:
         return await self.readiness.while_up(model, answer)
 
     def stream_chat(self, call: ChatCall, request_id: str) -> AsyncGenerator[list[bytes], None]:
-        """The same as a stream of OpenAI chunks, several per item where they were ready together.
+        """The same as a stream of JSON chunks, several per item where they were ready together.
 
         Raises:
             AtelierError: at once if the model is not there, later through the stream.
@@ -74,7 +75,7 @@ class Operations:
         model = self.catalog.for_task(call.body.get("model"), "vision_language")
         self.readiness.require(model)
         pictures = [self._preprocessing.prepare(source) for source in call.images]
-        request = ChatRequest(request_id, {**call.body, "model": model.id})
+        request = ChatRequest(request_id, {**call.body, "model": model.id}, call.surface)
         return model, request, pictures
 
     async def _first_while_up(

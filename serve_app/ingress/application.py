@@ -53,7 +53,7 @@ def make_application(
 
 async def _atelier_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AtelierError)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -61,6 +61,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         return error_response(
-            _Method(f"{request.method} is not allowed here; use {allowed}.", code="method_not_allowed")
+            _Method(f"{request.method} is not allowed here; use {allowed}.", code="method_not_allowed"),
+            request.scope,
         )
-    return error_response(_Routing(f"There is nothing at {request.url.path[:200]}.", code="not_found"))
+    nothing = _Routing(f"There is nothing at {request.url.path[:200]}.", code="not_found")
+    return error_response(nothing, request.scope)

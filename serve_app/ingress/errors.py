@@ -1,4 +1,4 @@
-"""Errors at the edge: the HTTP status is decided here, once, by kind. Rendered in the OpenAI envelope."""
+"""Errors at the edge: the HTTP status is decided here, once, by kind; the envelope is the path's API's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Scope
 
 from deployments.contracts.errors import AtelierError
 
@@ -35,12 +36,35 @@ def envelope(error: AtelierError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: AtelierError) -> Response:
+ANTHROPIC_PATHS = "/v1/messages"
+
+ANTHROPIC = {
+    "not_found": "not_found_error",
+    "too_large": "request_too_large",
+    "internal": "api_error",
+    "engine_failed": "api_error",
+    "unavailable": "overloaded_error",
+    "loading": "overloaded_error",
+    "overloaded": "overloaded_error",
+    "timeout": "timeout_error",
+}
+"""kind → Anthropic error type, where it is not `invalid_request_error`."""
+
+
+def anthropic_envelope(error: AtelierError, request_id: str) -> dict[str, Any]:
+    """`{"type": "error", "error": {type, message}, "request_id"}`, as Anthropic clients expect it."""
+    info = {"type": ANTHROPIC.get(error.kind, CLIENT), "message": error.message}
+    return {"type": "error", "error": info, "request_id": request_id}
+
+
+def error_response(error: AtelierError, scope: Scope) -> Response:
     """The whole response, Retry-After included (in whole seconds, rounded up)."""
     status, _ = STATUS[error.kind]
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if scope["path"].startswith(ANTHROPIC_PATHS):
+        return json_response(anthropic_envelope(error, scope["state"]["request_id"]), status, headers)
     return json_response(envelope(error), status, headers)
 
 

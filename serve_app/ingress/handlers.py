@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -13,10 +14,13 @@ from deployments.contracts.messages import ImageDone, ImageRequest, ImageUsage
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.operations import Operations
 from serve_app.ingress.body import read_json
-from serve_app.ingress.dialects import openai_chat, openai_images
+from serve_app.ingress.dialects import openai_images
+from serve_app.ingress.dialects.dialect import Dialect
 from serve_app.ingress.errors import json_response
 from serve_app.ingress.sse import EventStream
 from serve_app.settings import IngressSettings
+
+Endpoint = Callable[[Request], Awaitable[Any]]
 
 
 class Handlers:
@@ -62,14 +66,19 @@ class Handlers:
             "state": self._operations.readiness.states()[model.id],
         }
 
-    async def chat(self, request: Request) -> Any:
-        """OpenAI chat completions, whole or streamed."""
-        body = await read_json(request, self._settings.max_body_bytes)
-        call = openai_chat.chat_call(body, self._settings.max_images)
-        request_id = request.state.request_id
-        if body.get("stream"):
-            return await EventStream.open(self._operations.stream_chat(call, request_id), request_id)
-        return json_response(await self._operations.chat(call, request_id))
+    def text(self, dialect: Dialect) -> Endpoint:
+        """The endpoint of a text API: answers whole or streamed."""
+
+        async def endpoint(request: Request) -> Any:
+            body = await read_json(request, self._settings.max_body_bytes)
+            call = dialect.call(body, self._settings.max_images)
+            request_id = request.state.request_id
+            if dialect.wire is not None and body.get("stream"):
+                events = self._operations.stream_chat(call, request_id)
+                return await EventStream.open(events, request_id, dialect.wire)
+            return json_response(await self._operations.chat(call, request_id))
+
+        return endpoint
 
     async def generate(self, request: Request) -> Response:
         """OpenAI image generations."""

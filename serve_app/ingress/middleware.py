@@ -57,7 +57,7 @@ class RequestContext:
             log.exception("unexpected error", extra={"atelier_request_id": request_id})
             if status:
                 raise
-            await error_response(unknown_error())(scope, receive, send_with_id)
+            await error_response(unknown_error(), scope)(scope, receive, send_with_id)
         finally:
             milliseconds = (time.perf_counter() - started) * 1000
             log.info(

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
+from serve_app.ingress.dialects.anthropic_messages import COUNT_TOKENS, MESSAGES
+from serve_app.ingress.dialects.openai_chat import CHAT
+from serve_app.ingress.dialects.openai_completions import COMPLETIONS
+from serve_app.ingress.dialects.openai_responses import RESPONSES
+from serve_app.ingress.dialects.vllm_tokens import DETOKENIZE, TOKENIZE
 from serve_app.ingress.handlers import Handlers
+
+TEXT = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT_TOKENS,
+    "/tokenize": TOKENIZE,
+    "/detokenize": DETOKENIZE,
+}
+"""The APIs of language models, each by its dialect."""
 
 
 def routes(handlers: Handlers) -> list[Route]:
@@ -14,6 +30,6 @@ def routes(handlers: Handlers) -> list[Route]:
         Route("/ready", handlers.ready, methods=["GET"]),
         Route("/v1/models", handlers.models, methods=["GET"]),
         Route("/v1/models/{model:path}", handlers.model, methods=["GET"]),
-        Route("/v1/chat/completions", handlers.chat, methods=["POST"]),
         Route("/v1/images/generations", handlers.generate, methods=["POST"]),
+        *(Route(path, handlers.text(dialect), methods=["POST"]) for path, dialect in TEXT.items()),
     ]

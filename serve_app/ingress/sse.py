@@ -1,9 +1,11 @@
-"""Server-sent events. A stream always ends explicitly: `[DONE]`, after an error frame if it broke."""
+"""Server-sent events. A stream always ends explicitly: as its API ends one, or with an error if it broke."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -16,9 +18,37 @@ log = logging.getLogger("ray.serve")
 DONE = b"data: [DONE]\n\n"
 
 
-def frame(events: list[bytes]) -> bytes:
+def plain(events: list[bytes]) -> bytes:
     """JSON events as SSE frames, joined into one body part."""
     return b"".join(b"data: " + event + b"\n\n" for event in events)
+
+
+class _Named(msgspec.Struct):
+    type: str
+
+
+_name = msgspec.json.Decoder(_Named)
+
+
+def named(events: list[bytes]) -> bytes:
+    """The same where each frame also names its event, which is always the event's `type`."""
+    return b"".join(
+        b"event: %b\ndata: %b\n\n" % (_name.decode(event).type.encode(), event) for event in events
+    )
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How an API writes its streams."""
+
+    frame: Callable[[list[bytes]], bytes]
+    error: Callable[[AtelierError, str, int], dict[str, Any]]
+    """What ends a broken stream: from the error, the request's id, and how many events were sent."""
+    end: bytes = b""
+
+
+DATA = Wire(plain, lambda error, request_id, sent: envelope(error), DONE)
+"""OpenAI's chat and completions: unnamed events, then `[DONE]`."""
 
 
 class EventStream:
@@ -28,13 +58,18 @@ class EventStream:
     true HTTP status: the OpenAI SDK retries by status, and never once a stream has begun.
     """
 
-    def __init__(self, first: list[bytes], rest: AsyncGenerator[list[bytes], None], request_id: str) -> None:
+    def __init__(
+        self, first: list[bytes], rest: AsyncGenerator[list[bytes], None], request_id: str, wire: Wire
+    ) -> None:
         self._first = first
         self._rest = rest
         self._request_id = request_id
+        self._wire = wire
 
     @classmethod
-    async def open(cls, events: AsyncGenerator[list[bytes], None], request_id: str) -> EventStream:
+    async def open(
+        cls, events: AsyncGenerator[list[bytes], None], request_id: str, wire: Wire = DATA
+    ) -> EventStream:
         """Wait for the first item.
 
         Raises:
@@ -45,7 +80,7 @@ class EventStream:
         except BaseException:
             await events.aclose()
             raise
-        return cls(first, events, request_id)
+        return cls(first, events, request_id, wire)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [
@@ -56,7 +91,7 @@ class EventStream:
         ]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await _part(send, frame(self._first))
+            await _part(send, self._wire.frame(self._first))
             await self._send_rest(send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
@@ -64,18 +99,24 @@ class EventStream:
             await self._rest.aclose()
 
     async def _send_rest(self, send: Send) -> None:
+        sent = len(self._first)
         try:
             async for events in self._rest:
-                await _part(send, frame(events))
+                await _part(send, self._wire.frame(events))
+                sent += len(events)
         except AtelierError as error:
             log.warning("stream broke: %s", error.message, extra={"atelier_request_id": self._request_id})
-            await _part(send, frame([msgspec.json.encode(envelope(error))]))
+            await self._send_error(send, error, sent)
         except OSError:
             raise
         except Exception:
             log.exception("stream broke", extra={"atelier_request_id": self._request_id})
-            await _part(send, frame([msgspec.json.encode(envelope(unknown_error()))]))
-        await _part(send, DONE)
+            await self._send_error(send, unknown_error(), sent)
+        await _part(send, self._wire.end)
+
+    async def _send_error(self, send: Send, error: AtelierError, sent: int) -> None:
+        event = msgspec.json.encode(self._wire.error(error, self._request_id, sent))
+        await _part(send, self._wire.frame([event]))
 
 
 async def _part(send: Send, body: bytes) -> None:
