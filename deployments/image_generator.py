@@ -10,26 +10,17 @@ from deployments.contracts.errors import AtelierError, EngineFailed
 from deployments.contracts.messages import ImageEvent, ImageRequest
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.factory import make_image_engine
+from deployments.replica import EngineReplica
 
 logger = logging.getLogger(__name__)
 
 
-class ImageGenerator:
+class ImageGenerator(EngineReplica[ImageEngine]):
     """One replica; `serve_app/app.py` wraps it into a deployment."""
 
-    _engine: ImageEngine | None = None
-
-    async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]  # Serve awaits it
-        engine = make_image_engine(settings)
-        try:
-            await engine.start()
-        except BaseException:
-            await engine.close()  # or a half-loaded model keeps its memory while Serve retries
-            raise
-        self._engine = engine
-        # What Serve calls when the replica stops. On the instance, where Python's own collector does not
-        # look for it: that would make a coroutine which nobody awaits.
-        self.__del__ = self.close
+    # Serve awaits it, and routes here afterwards.
+    async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]
+        await self._start(make_image_engine(settings))
 
     async def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
         """Steps, pictures, usage. Closing or cancelling it stops the engine at its next step."""
@@ -47,16 +38,3 @@ class ImageGenerator:
         finally:
             await events.aclose()
         raise EngineFailed("The image engine failed on this request.")
-
-    async def check_health(self) -> None:
-        await self._running().check_health()
-
-    def _running(self) -> ImageEngine:
-        if self._engine is None:
-            raise EngineFailed("The image engine is not running.")
-        return self._engine
-
-    async def close(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.close()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from typing import Any
 
 from deployments.contracts.engines import ChatEngine
 from deployments.contracts.errors import AtelierError, EngineFailed
 from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.factory import make_chat_engine
+from deployments.replica import EngineReplica
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +27,14 @@ than the spacing (any large one) is never held.
 SPACING_MAX_S = 0.01
 
 
-class VisionLanguage:
+class VisionLanguage(EngineReplica[ChatEngine]):
     """One replica; `serve_app/app.py` wraps it into a deployment."""
 
-    _engine: ChatEngine | None = None
     _streams = 0
 
     # Serve awaits it, and routes here afterwards.
     async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]
-        engine = make_chat_engine(settings)
-        try:
-            await engine.start()
-        except BaseException:
-            await engine.close()  # or a half-loaded model keeps its memory while Serve retries
-            raise
-        self._engine = engine
+        await self._start(make_chat_engine(settings))
 
     async def chat(self, request: ChatRequest, *pictures: Picture) -> bytes:
         """The whole answer as JSON of the request's surface."""
@@ -64,23 +57,6 @@ class VisionLanguage:
 
     def _spacing(self) -> float:
         return min(self._streams * SPACING_S, SPACING_MAX_S) if self._streams > 1 else 0
-
-    async def check_health(self) -> None:
-        await self._running().check_health()
-
-    def _running(self) -> ChatEngine:
-        if self._engine is None:
-            raise EngineFailed("The chat engine is not running.")
-        return self._engine
-
-    def __del__(self) -> Coroutine[Any, Any, None] | None:
-        """Serve calls this once when the replica stops, and awaits what it returns.
-
-        Python calls it again when the object goes: there is nothing left to close then, and no coroutine
-        is made that nobody awaits.
-        """
-        engine, self._engine = self._engine, None
-        return engine.close() if engine is not None else None
 
 
 async def coalesced(
