@@ -21,6 +21,9 @@ Surface = Literal[
 ]
 """The API that a body is written in: OpenAI's three, Anthropic's two, vLLM's own three."""
 
+MAX_PROMPTS = 16
+"""Prompts in one completion request: each takes a slot of the engine."""
+
 
 @dataclass(frozen=True)
 class ImageSource:

@@ -14,11 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.contracts.errors import InvalidRequest
-from deployments.contracts.messages import Picture
+from deployments.contracts.messages import MAX_PROMPTS, Picture
 from deployments.engines.chat_bodies import TEXT_PARTS, check_fields, picture_of, rendered_messages
-
-MAX_PROMPTS = 16
-"""In one completion request; the ingress refuses more."""
 
 _PLACEHOLDER = "picture:"
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.messages import MAX_PROMPTS
 from serve_app.graph.operations import ChatCall
 from serve_app.ingress.dialects.dialect import Dialect, check_choices, check_model
-
-MAX_PROMPTS = 16
-"""Each prompt takes a slot of the engine."""
 
 
 def completion_call(body: dict[str, Any], max_images: int) -> ChatCall:
