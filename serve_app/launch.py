@@ -61,17 +61,19 @@ def own_environment(folder: Path) -> dict[str, str]:
     Args:
         folder: for the files. Short: a socket's path may have 107 characters, of which Serve takes 70.
     """
-    ports = free_block(2 * REPLICA_PORTS)
+    ports = _free_block(2 * REPLICA_PORTS, range(20_000, 30_000))
+    first = _free_block(4, range(30_000, 32_768))
+    fallback_http, fallback_grpc, metrics, stats = range(first, first + 4)
     return {
         **fast_path(),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports + REPLICA_PORTS - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports + REPLICA_PORTS),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports + 2 * REPLICA_PORTS - 1),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -84,29 +86,29 @@ def own_environment(folder: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody listens on, out of a range that nobody is given one from meanwhile."""
+    return _free_block(1, range(30_000, 32_768))
 
 
-def free_block(size: int) -> int:
-    """The first of `size` ports in a row that nobody listens on, below those that Linux gives out itself.
+def _free_block(size: int, ports: range) -> int:
+    """The first of `size` ports in a row that nobody listens on.
+
+    The ranges asked for lie below the ephemeral ports (from 32768 on Linux): one of those may be given to any
+    connection in the seconds until HAProxy binds it.
 
     Raises:
         PortInUse: none found.
     """
-    starts = list(range(20_000, 30_000, size))
+    starts = list(ports[::size])
     random.shuffle(starts)
     for start in starts:
         try:
             for port in range(start, start + size):
-                require_free("127.0.0.1", port)
+                require_free("0.0.0.0", port)
         except PortInUse:
             continue
         return start
-    raise PortInUse(f"no {size} free ports in a row between 20000 and 30000")
+    raise PortInUse(f"no {size} free ports in a row from {ports.start} to {ports.stop}")
 
 
 def require_free(host: str, port: int) -> None:
