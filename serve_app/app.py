@@ -60,13 +60,7 @@ def compose(settings: AppSettings) -> Application:
         name="Ingress",
         logging_config=_LOGGING,
         ray_actor_options={"num_cpus": edge.num_cpus},
-        autoscaling_config=_autoscaling(
-            Autoscaling(
-                min_replicas=edge.replicas,
-                max_replicas=max(edge.replicas, edge.max_replicas),
-                target_ongoing_requests=edge.max_ongoing_requests / 4,
-            )
-        ),
+        autoscaling_config=_between(edge.replicas, edge.max_replicas, edge.max_ongoing_requests / 4),
         max_ongoing_requests=edge.max_ongoing_requests,
     )
     return ingress.bind(settings, _preprocessing(settings), models)
@@ -78,13 +72,7 @@ def _preprocessing(settings: AppSettings) -> Application:
         name="Preprocessing",
         logging_config=_LOGGING,
         ray_actor_options={"num_cpus": limits.num_cpus},
-        autoscaling_config=_autoscaling(
-            Autoscaling(
-                min_replicas=limits.replicas,
-                max_replicas=max(limits.replicas, limits.max_replicas),
-                target_ongoing_requests=4,
-            )
-        ),
+        autoscaling_config=_between(limits.replicas, limits.max_replicas, ongoing=4),
         max_ongoing_requests=16,
         max_queued_requests=128,
     )
@@ -108,6 +96,11 @@ def _model_deployment(model: ModelSettings) -> Application:
         health_check_period_s=5,
     )
     return deployment.bind(model)
+
+
+def _between(least: int, most: int, ongoing: float) -> AutoscalingConfig:
+    settings = {"min_replicas": least, "max_replicas": max(least, most), "target_ongoing_requests": ongoing}
+    return _autoscaling(Autoscaling.model_validate(settings))
 
 
 def _autoscaling(settings: Autoscaling) -> AutoscalingConfig:

@@ -13,6 +13,7 @@ from deployments.contracts.errors import EngineFailed
 from deployments.contracts.messages import ImageDone, ImageRequest, ImageUsage
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.operations import Operations
+from serve_app.graph.readiness import UP
 from serve_app.ingress.body import read_json
 from serve_app.ingress.dialects import openai_images
 from serve_app.ingress.dialects.dialect import Dialect
@@ -39,7 +40,7 @@ class Handlers:
         """200 when every model can take a request, else 503 with Retry-After."""
         readiness = self._operations.readiness
         states = readiness.states()
-        waiting = [model_id for model_id, state in states.items() if state not in ("ready", "idle")]
+        waiting = [model_id for model_id, state in states.items() if state not in UP]
         if not waiting:
             return json_response({"status": "ready", "models": states})
         wait = max(readiness.retry_after(model_id) for model_id in waiting)
