@@ -11,7 +11,6 @@
     │   ├── ModelLoading          no replica is up yet
     │   └── Overloaded            every queue is full
     ├── EngineFailed              the engine broke on this request or died under it
-    ├── Timeout                   not finished within the time allowed
     └── Cancelled                 the caller went away
 
 An error has a `kind` (a stable word that the edge maps to an HTTP status and each dialect to its own
@@ -100,10 +99,6 @@ class Overloaded(Unavailable):
 
 class EngineFailed(AtelierError):
     kind, default_code = "engine_failed", "engine_failed"
-
-
-class Timeout(AtelierError):
-    kind, default_code = "timeout", "timeout"
 
 
 class Cancelled(AtelierError):

@@ -25,7 +25,6 @@ STATUS: dict[str, tuple[int, str]] = {
     "unavailable": (503, UNAVAILABLE),
     "loading": (503, UNAVAILABLE),
     "overloaded": (503, UNAVAILABLE),
-    "timeout": (504, SERVER),
 }
 """kind → HTTP status and OpenAI error type."""
 
@@ -46,7 +45,6 @@ ANTHROPIC = {
     "unavailable": "overloaded_error",
     "loading": "overloaded_error",
     "overloaded": "overloaded_error",
-    "timeout": "timeout_error",
 }
 """kind → Anthropic error type, where it is not `invalid_request_error`."""
 
