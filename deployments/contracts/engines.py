@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, Picture
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, Picture
 
 
 class Engine(Protocol):
@@ -35,8 +35,17 @@ class ChatEngine(Engine, Protocol):
 
 
 class ImageEngine(Engine, Protocol):
-    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        """Steps, then each picture, then the usage.
+    def generate(
+        self, request: ImageRequest, pictures: Sequence[Picture] = ()
+    ) -> AsyncGenerator[ImageEvent, None]:
+        """Queue positions, steps and previews, each picture as it is done, then the usage.
 
-        Raises AtelierError. Closing the generator stops the work at its next step.
+        `pictures` belong to `request.edit`. Raises AtelierError: Cancelled if `cancel` was called. Closing
+        the generator stops the work at its next step.
         """
+
+    async def cancel(self, request_id: str) -> bool:
+        """Take a request out at its next step; whether there was one."""
+
+    async def queue(self) -> ImageQueue:
+        """What is waiting and being painted now."""

@@ -11,6 +11,9 @@
     │   ├── ModelLoading          no replica is up yet
     │   └── Overloaded            every queue is full
     ├── EngineFailed              the engine broke on this request or died under it
+    │   ├── OutOfMemory           it does not fit beside what else is running
+    │   └── EncodingFailed        the picture was painted but could not be encoded
+    ├── TimedOut                  it took longer than the caller or the profile allows
     └── Cancelled                 the caller went away
 
 An error has a `kind` (a stable word that the edge maps to an HTTP status and each dialect to its own
@@ -30,6 +33,7 @@ class AtelierError(Exception):
         param: the request field at fault, dotted (`messages.0.content`), if one is.
         code: OpenAI string code; the class default if None.
         retry_after: seconds after which a retry may succeed, if waiting helps.
+        suggested_fix: what to change in the request, one way out an item.
     """
 
     kind = "internal"
@@ -42,12 +46,14 @@ class AtelierError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: float | None = None,
+        suggested_fix: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code or self.default_code
         self.retry_after = retry_after
+        self.suggested_fix = suggested_fix
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception.__reduce__ would drop the keyword arguments on the way between replicas.
@@ -99,6 +105,18 @@ class Overloaded(Unavailable):
 
 class EngineFailed(AtelierError):
     kind, default_code = "engine_failed", "engine_failed"
+
+
+class OutOfMemory(EngineFailed):
+    kind, default_code = "out_of_memory", "out_of_memory"
+
+
+class EncodingFailed(EngineFailed):
+    kind, default_code = "encoding_failed", "encoding_failed"
+
+
+class TimedOut(AtelierError):
+    kind, default_code = "timeout", "timeout"
 
 
 class Cancelled(AtelierError):

@@ -21,6 +21,10 @@ Surface = Literal[
 ]
 """The API that a body is written in: OpenAI's three, Anthropic's two, vLLM's own three."""
 
+Purpose = Literal["look", "paint", "mask"]
+"""What an image is for. look: a language model reads it, at its pixel budget. paint: an image model repaints
+it, at its own size. mask: only its alpha counts, 0 where the picture may be repainted."""
+
 MAX_PROMPTS = 16
 """Prompts in one completion request: each takes a slot of the engine."""
 
@@ -33,6 +37,7 @@ class ImageSource:
     data: bytes | None = None
     param: str | None = None
     """Where it stood in the request, for error messages (`messages.0.content.1.image_url`)."""
+    purpose: Purpose = "look"
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Picture:
     """A decoded image on its way to a GPU replica."""
 
     pixels: np.ndarray
-    """uint8, shape (height, width, 3), RGB, C-contiguous. Read-only when it arrives by reference."""
+    """uint8, C-contiguous: shape (height, width, 3), RGB; of a mask (height, width), 255 where the picture is
+    to be repainted and 0 where it stays. Read-only when it arrives by reference."""
     digest: str
     """Hex SHA-256 over shape and pixels: the key of the engine's multimodal cache."""
 
@@ -59,6 +65,18 @@ class ChatRequest:
 
 
 @dataclass(frozen=True)
+class ImageEdit:
+    """How the pictures beside an ImageRequest are used: the first is repainted, more are references for
+    models that take several, and the last is the mask if `masked`."""
+
+    strength: float = 1.0
+    """Share of the denoising that is done, in (0, 1]: at 1 only unmasked pixels survive."""
+    masked: bool = False
+    placement: tuple[int, int] | None = None
+    """Left and top of the source on a larger canvas (outpainting); None: it is scaled to the canvas."""
+
+
+@dataclass(frozen=True)
 class ImageRequest:
     """One image generation: `n` pictures of one prompt, sample i seeded with `seed + i`."""
 
@@ -74,6 +92,20 @@ class ImageRequest:
     output_format: OutputFormat = "png"
     output_compression: int | None = None
     """Quality for webp and jpeg, 0 to 100; None for the format's default."""
+    partial_images: int = 0
+    """Previews of each picture on its way, evenly over its steps."""
+    priority: int = 0
+    """Higher goes first; requests of one priority take fair turns."""
+    edit: ImageEdit | None = None
+
+
+@dataclass(frozen=True)
+class ImageQueued:
+    """First event, and again whenever the position changes: `ahead` requests go before this one."""
+
+    ahead: int
+    eta_seconds: float | None
+    """Until the last picture should be done, from measured step times; None before anything was measured."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +118,24 @@ class ImageStep:
 
 
 @dataclass(frozen=True)
+class ImagePreview:
+    """What picture `index` is about to become, encoded as the request asks; `partial` counts from 0."""
+
+    index: int
+    partial: int
+    data: bytes
+
+
+@dataclass(frozen=True)
 class ImageDone:
-    """Picture `index` is finished and encoded."""
+    """Picture `index` is finished and encoded. `seed` and `steps` are those it was really painted with: after
+    a failure that healed they differ from the request's, and `healed` says why."""
 
     index: int
     data: bytes
     seed: int
+    steps: int
+    healed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +144,37 @@ class ImageUsage:
 
     text_tokens: int
     image_tokens: int
+    input_image_tokens: int = 0
+    """Latent tokens of the pictures that an edit starts from."""
 
 
-ImageEvent = ImageStep | ImageDone | ImageUsage
+ImageEvent = ImageQueued | ImageStep | ImagePreview | ImageDone | ImageUsage
+
+
+@dataclass(frozen=True)
+class QueuedImage:
+    """One request as the queue sees it."""
+
+    request_id: str
+    ahead: int
+    """Requests before it; 0 while it is being painted."""
+    step: int
+    """Denoising steps done, all its pictures together."""
+    steps: int
+    width: int
+    height: int
+    n: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
+class ImageQueue:
+    """The whole queue of an engine, in the order in which it works."""
+
+    requests: tuple[QueuedImage, ...] = ()
+    drain_seconds: float | None = None
+    """Until all of it should be done; None before anything was measured."""
+    average_seconds: float | None = None
+    """Of the last requests that finished, from arrival to end."""
+    memory_mb: float = 0.0
+    """Held by the engine: GPU memory, or the process's on a CPU."""

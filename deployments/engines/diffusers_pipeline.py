@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from deployments.contracts.errors import AtelierError, ContextTooLong, EngineFailed, InvalidRequest
+from deployments.contracts.errors import (
+    AtelierError,
+    ContextTooLong,
+    EngineFailed,
+    InvalidRequest,
+    OutOfMemory,
+)
 from deployments.contracts.messages import ImageDone, ImageEvent, ImageRequest, ImageStep, ImageUsage
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.diffusers_args import DiffusersArgs
@@ -128,7 +134,7 @@ class PipelineRunner:
                 raise Stopped
             pixels = self._paint(request, index, emit, stop)
             data = encode(pixels, request.output_format, request.output_compression)
-            emit(ImageDone(index, data, request.seed + index))
+            emit(ImageDone(index, data, request.seed + index, request.steps))
         patch = self._cell()
         latents = (request.height // patch) * (request.width // patch)
         emit(ImageUsage(text_tokens=tokens, image_tokens=request.n * latents))
@@ -207,10 +213,9 @@ class PipelineRunner:
         text = str(error)
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             logger.error("image request %s: out of memory: %s", request.request_id, text, extra=context)
-            return EngineFailed(
+            return OutOfMemory(
                 f"Out of memory while painting {request.width}x{request.height}: ask for a smaller size, "
-                "or try again later.",
-                code="out_of_memory",
+                "or try again later."
             )
         logger.error("image request %s failed", request.request_id, exc_info=error, extra=context)
         if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in text:

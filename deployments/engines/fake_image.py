@@ -73,9 +73,8 @@ class FakeImageEngine:
                     await asyncio.sleep(self._args.step_seconds)
                     self._require_open()
                     yield ImageStep(index, step + 1, request.steps)
-                yield ImageDone(
-                    index, await asyncio.to_thread(self._paint, request, index), request.seed + index
-                )
+                data = await asyncio.to_thread(self._paint, request, index)
+                yield ImageDone(index, data, request.seed + index, request.steps)
             latents = (request.width // CELL) * (request.height // CELL)
             # A word of Latin letters or one CJK character is a token: about what a tokenizer counts.
             tokens = len(re.findall(r"[^\W\u3000-\u9fff]+|[\u3000-\u9fff]", request.prompt))

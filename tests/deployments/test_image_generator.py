@@ -45,7 +45,7 @@ class Engine:
                 yield ImageStep(0, step + 1, request.steps)
                 if self.failure:
                     raise self.failure
-            yield ImageDone(0, b"picture", request.seed)
+            yield ImageDone(0, b"picture", request.seed, request.steps)
             yield ImageUsage(3, 16)
         finally:
             self.left += 1
