@@ -1,0 +1,193 @@
+"""Trains the tiny AutoencoderKLQwenImage: 8x smaller, 8 channels, on pictures of shapes world.
+
+Its latents are made easy to generate: they are normalised, and noise is mixed into them while it trains
+(x -> (1 - t) x + t noise, t up to 0.6), so that the decoder draws clean edges from latents that are not quite
+right. Reconstruction is judged by L1, MSE and the error of the gradients.
+
+For one frame a causal 3D convolution sees only the last slice of its kernel: while training it runs as a 2D one,
+and the other slices, which only ever meet zero padding, end as zeros.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers.models.autoencoders.autoencoder_kl_qwenimage as qwen
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLQwenImage
+from torch import Tensor
+
+from demo_models.training import common
+from demo_models.training import data as world
+
+CONFIG: dict[str, Any] = {
+    "base_dim": 16,
+    "z_dim": 8,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 1,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "dropout": 0.0,
+}
+MOST_NOISE = 0.6
+
+
+@contextlib.contextmanager
+def single_frame() -> Iterator[None]:
+    """Cheap modules for one frame: 2D convolutions, a plain RMS norm, nearest upsampling without a cast."""
+
+    def convolve(self: Any, x: Tensor, cache_x: Any = None) -> Tensor:
+        kernel = self.weight[:, :, -1]
+        return F.conv2d(x[:, :, 0], kernel, self.bias, self.stride[1:], self._padding[0]).unsqueeze(2)
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.float().pow(2).mean(1, keepdim=True) + 1e-8)
+        return x * scale.to(x.dtype) * self.gamma.to(x.dtype)
+
+    def upsample(self: Any, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    patched = {
+        qwen.QwenImageCausalConv3d: convolve,
+        qwen.QwenImageRMS_norm: norm,
+        qwen.QwenImageUpsample: upsample,
+    }
+    usual = {cls: cls.forward for cls in patched}
+    for cls, forward in patched.items():
+        cls.forward = forward
+    try:
+        yield
+    finally:
+        for cls, forward in usual.items():
+            cls.forward = forward
+
+
+def encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Latent means, (n, z, h/8, w/8), of pictures (n, 3, h, w) in [-1, 1]."""
+    return vae.quant_conv(vae.encoder(pixels.unsqueeze(2)))[:, : vae.config.z_dim, 0]
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """The inverse of `encode`."""
+    return vae.decoder(vae.post_quant_conv(latents.unsqueeze(2)))[:, :, 0]
+
+
+def pictures(rng: random.Random, count: int, width: int, height: int, jitter: int = 10) -> Tensor:
+    """Random pictures, (n, 3, h, w) in [-1, 1], of every place and size that shapes world knows."""
+    drawn = [
+        world.render(world.sample_train(rng), width, height, rng, jitter, looseness=rng.choice([0.3, 1, 1.5]))
+        for _ in range(count)
+    ]
+    stack = np.stack([np.asarray(image) for image, _ in drawn])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def new_model() -> Any:
+    """Fresh weights, scaled up: the usual ones assume 27 inputs per kernel where one frame feeds 9."""
+    vae = AutoencoderKLQwenImage(**CONFIG)
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)) and module.kernel_size[-1] == 3:
+                module.weight.mul_(2.4 if module.weight.dim() == 5 else 1.5)
+    return vae
+
+
+def loss_of(vae: Any, pixels: Tensor, figures: common.Mean) -> Tensor:
+    """How badly pictures come back through noisy latents."""
+    with common.autocast():
+        latents = encode(vae, pixels).float()
+        spread = latents.std((0, 2, 3), keepdim=True) + 1e-4
+        latents = (latents - latents.mean((0, 2, 3), keepdim=True)) / spread
+        share = MOST_NOISE * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
+        share = share * (torch.rand_like(share) < 0.75)
+        back = decode(vae, (1 - share) * latents + share * torch.randn_like(latents)).float()
+    error = back - pixels
+    gradient = (error[..., 1:] - error[..., :-1]).abs().mean() + (
+        error[..., 1:, :] - error[..., :-1, :]
+    ).abs().mean()
+    clean = error.detach()[share.flatten() == 0]
+    if len(clean):
+        figures.add(mse_clean=clean.pow(2).mean().item())
+    figures.add(mse=error.detach().pow(2).mean().item())
+    return error.abs().mean() + error.pow(2).mean() + 0.25 * gradient
+
+
+def normalise(vae: Any, rng: random.Random) -> None:
+    """Fold into the encoder's last layer what makes each latent channel 0 on average with a spread of 1."""
+    with torch.no_grad():
+        found = torch.cat([encode(vae, pictures(rng, 32, 128, 128, 6).to(vae.device)) for _ in range(16)])
+        mean, spread = found.mean((0, 2, 3)), found.std((0, 2, 3))
+        count = vae.config.z_dim
+        vae.quant_conv.weight[:count] /= spread.view(-1, 1, 1, 1, 1)
+        vae.quant_conv.bias[:count] = (vae.quant_conv.bias[:count] - mean) / spread
+        for module in vae.modules():
+            if isinstance(module, qwen.QwenImageCausalConv3d) and module.kernel_size[0] == 3:
+                module.weight[:, :, :-1] = 0
+    vae.register_to_config(latents_mean=[0.0] * count, latents_std=[1.0] * count)
+
+
+def train(out: Path, logs: Path, minutes: float, rate: float = 1e-3) -> None:
+    """Train and write the model to `out`; goes on from `logs`/vae.pt if that is there."""
+    log, threads, figures = common.Log(logs, "vae"), common.Threads(), common.Mean()
+    torch.manual_seed(0)
+    rng, device = random.Random(0), common.device()
+    vae = new_model().to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
+    schedule = common.Schedule(rate, minutes=minutes, warmup=100, decay=0.5)
+    if state := common.load(logs / "vae.pt"):
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load(state["schedule"])
+        rng.seed(schedule.step_number)
+    log(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
+    with single_frame():
+        while schedule.done < 1:
+            threads.step()
+            common.set_rate(optimizer, schedule.step())
+            small = schedule.done < 0.6
+            width, height = rng.choice([(64, 64), (64, 64), (96, 96)] if small else world.SIZES)
+            count = 16 if width == 64 else 8
+            pixels = pictures(rng, count, width, height).to(device, memory_format=torch.channels_last)
+            loss = loss_of(vae, pixels, figures)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
+            if schedule.step_number % 100 == 0:
+                log(f"step {schedule.step_number} {schedule.done:.0%} {figures.take()} threads {threads.now}")
+            if schedule.step_number % 1000 == 0:
+                state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
+                common.save(logs / "vae.pt", {**state, "schedule": schedule.state()})
+        normalise(vae, random.Random(99))
+        log(f"PSNR {quality(vae):.1f} dB")
+    vae.to(torch.bfloat16).save_pretrained(out)
+
+
+def quality(vae: Any) -> float:
+    """PSNR in dB over fresh pictures."""
+    with torch.no_grad():
+        pixels = pictures(random.Random(5), 32, 128, 128, 0).to(vae.device)
+        error = decode(vae, encode(vae, pixels)).clamp(-1, 1) - pixels
+    return 10 * math.log10(4 / error.pow(2).mean().item())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=15)
+    options = parser.parse_args()
+    train(options.out, options.logs, options.minutes)
+
+
+if __name__ == "__main__":
+    main()
