@@ -238,8 +238,7 @@ def _body_en(spec: Spec, rng: random.Random | None) -> str:
         return f"{words} {POS_EN[spec['pos']]}" if spec["pos"] else words
     if spec["kind"] == "many":
         number = _pick(rng, NUM_EN[spec["n"]], NUM_EN[spec["n"]], str(spec["n"]))
-        adjective = {"small": "小的", "large": "大的", None: ""}[size]
-    return number + adjective + COLORS[color][1] + SHAPES[shape][1]
+        return f"{number} {spec['color']} {SHAPES[spec['shape']][0]}"
     a, b = (article(" ".join(one)) for one in (spec["a"], spec["b"]))
     if spec["rel"] is None:  # in the order in which they stand from left to right
         return f"{a} and {b}"

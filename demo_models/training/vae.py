@@ -4,8 +4,8 @@ Its latents are made easy to generate: they are normalised, and noise is mixed i
 (x -> (1 - t) x + t noise, t up to 0.6), so that the decoder draws clean edges from latents that are not quite
 right. Reconstruction is judged by L1, MSE and the error of the gradients.
 
-For one frame a causal 3D convolution sees only the last slice of its kernel: while training it runs as a 2D one,
-and the other slices, which only ever meet zero padding, end as zeros.
+For one frame a causal 3D convolution sees only the last slice of its kernel: while training it runs as a 2D
+one, and the other slices, which only ever meet zero padding, end as zeros.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 import diffusers.models.autoencoders.autoencoder_kl_qwenimage as qwen
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage
 from torch import Tensor
 
@@ -46,14 +45,16 @@ def single_frame() -> Iterator[None]:
 
     def convolve(self: Any, x: Tensor, cache_x: Any = None) -> Tensor:
         kernel = self.weight[:, :, -1]
-        return F.conv2d(x[:, :, 0], kernel, self.bias, self.stride[1:], self._padding[0]).unsqueeze(2)
+        return torch.nn.functional.conv2d(
+            x[:, :, 0], kernel, self.bias, self.stride[1:], self._padding[0]
+        ).unsqueeze(2)
 
     def norm(self: Any, x: Tensor) -> Tensor:
         scale = torch.rsqrt(x.float().pow(2).mean(1, keepdim=True) + 1e-8)
         return x * scale.to(x.dtype) * self.gamma.to(x.dtype)
 
     def upsample(self: Any, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
     patched = {
         qwen.QwenImageCausalConv3d: convolve,
