@@ -1,4 +1,4 @@
-"""Trains the byte-level BPE tokenizer that both demo models share: a real Qwen2Tokenizer of about 1,400 entries.
+"""Trains the byte-level BPE tokenizer that both demo models share: a real Qwen2Tokenizer of 1,400 entries.
 
 All 256 bytes are in it, so that no text fails. QwenImagePipeline drops the first 34 tokens of its prompt
 template, a number that a checkpoint cannot change: with Qwen's own tokenizer each word of that prefix is one
@@ -43,7 +43,24 @@ NAMED = {
     "vision_bos_token": "<|vision_start|>",
     "vision_eos_token": "<|vision_end|>",
 }
-_ZH_WORDS = "背景 图片 一个 两个 三个 四个 一颗 两颗 三颗 四颗 小的 大的 左边 右边 上方 下方".split()
+_ZH_WORDS = [
+    "背景",
+    "图片",
+    "一个",
+    "两个",
+    "三个",
+    "四个",
+    "一颗",
+    "两颗",
+    "三颗",
+    "四颗",
+    "小的",
+    "大的",
+    "左边",
+    "右边",
+    "上方",
+    "下方",
+]
 
 
 def _is_cjk(character: str) -> bool:
@@ -108,7 +125,7 @@ def build(sentences: list[str]) -> Any:
 
 
 def check(tokenizer: Any) -> None:
-    """Raises ValueError if the prompt template's prefix is not 34 tokens long, or a text does not come back."""
+    """Raises ValueError if the template's prefix is not 34 tokens long, or a text does not come back."""
     count = len(tokenizer(PREFIX).input_ids)
     if count != PREFIX_TOKENS:
         raise ValueError(f"the template's prefix takes {count} tokens; the pipeline drops {PREFIX_TOKENS}")
