@@ -1,4 +1,4 @@
-"""Trains the tiny AutoencoderKLQwenImage: 8x smaller, 8 channels, on pictures of shapes world.
+"""Trains the tiny AutoencoderKLQwenImage: 8x smaller, 16 channels, on pictures of shapes world.
 
 Its latents are made easy to generate: they are normalised, and noise is mixed into them while it trains
 (x -> (1 - t) x + t noise, t up to 0.6), so that the decoder draws clean edges from latents that are not quite
@@ -29,7 +29,7 @@ from demo_models.training import data as world
 
 CONFIG: dict[str, Any] = {
     "base_dim": 16,
-    "z_dim": 8,
+    "z_dim": 16,
     "dim_mult": [1, 2, 4, 4],
     "num_res_blocks": 1,
     "attn_scales": [],
@@ -101,6 +101,25 @@ def new_model() -> Any:
     return vae
 
 
+def load_model(folder: Path) -> Any:
+    """Trained weights to go on from; its latents' mean and spread move into the layers around them."""
+    vae = AutoencoderKLQwenImage.from_pretrained(folder, torch_dtype=torch.float32)
+    mean, spread = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
+    with torch.no_grad():
+        _scale_latents(vae, mean, spread)
+        kernel = vae.post_quant_conv.weight  # (z, z, 1, 1, 1)
+        vae.post_quant_conv.bias += kernel[..., 0, 0, 0] @ mean
+        kernel *= spread.view(1, -1, 1, 1, 1)
+    return vae
+
+
+def _scale_latents(vae: Any, mean: Tensor, spread: Tensor) -> None:
+    """The encoder's last layer then gives (latents - mean) / spread."""
+    count = vae.config.z_dim
+    vae.quant_conv.weight[:count] /= spread.view(-1, 1, 1, 1, 1)
+    vae.quant_conv.bias[:count] = (vae.quant_conv.bias[:count] - mean) / spread
+
+
 def loss_of(vae: Any, pixels: Tensor, figures: common.Mean) -> Tensor:
     """How badly pictures come back through noisy latents."""
     with common.autocast():
@@ -125,22 +144,24 @@ def normalise(vae: Any, rng: random.Random) -> None:
     """Fold into the encoder's last layer what makes each latent channel 0 on average with a spread of 1."""
     with torch.no_grad():
         found = torch.cat([encode(vae, pictures(rng, 32, 128, 128, 6).to(vae.device)) for _ in range(16)])
-        mean, spread = found.mean((0, 2, 3)), found.std((0, 2, 3))
-        count = vae.config.z_dim
-        vae.quant_conv.weight[:count] /= spread.view(-1, 1, 1, 1, 1)
-        vae.quant_conv.bias[:count] = (vae.quant_conv.bias[:count] - mean) / spread
+        _scale_latents(vae, found.mean((0, 2, 3)), found.std((0, 2, 3)))
         for module in vae.modules():
             if isinstance(module, qwen.QwenImageCausalConv3d) and module.kernel_size[0] == 3:
                 module.weight[:, :, :-1] = 0
-    vae.register_to_config(latents_mean=[0.0] * count, latents_std=[1.0] * count)
+    vae.register_to_config(latents_mean=[0.0] * vae.config.z_dim, latents_std=[1.0] * vae.config.z_dim)
 
 
-def train(out: Path, logs: Path, minutes: float, rate: float = 1e-3) -> None:
-    """Train and write the model to `out`; goes on from `logs`/vae.pt if that is there."""
+def train(out: Path, logs: Path, minutes: float, init: Path | None = None, rate: float = 7e-4) -> None:
+    """Train and write the model to `out`; goes on from `logs`/vae.pt if that is there.
+
+    Args:
+        minutes: of training, waits not counted.
+        init: a folder with weights to start from.
+    """
     log, threads, figures = common.Log(logs, "vae"), common.Threads(), common.Mean()
     torch.manual_seed(0)
     rng, device = random.Random(0), common.device()
-    vae = new_model().to(device)
+    vae = (load_model(init) if init else new_model()).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
     schedule = common.Schedule(rate, minutes=minutes, warmup=100, decay=0.5)
     if state := common.load(logs / "vae.pt"):
@@ -162,7 +183,7 @@ def train(out: Path, logs: Path, minutes: float, rate: float = 1e-3) -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
-            if schedule.step_number % 100 == 0:
+            if schedule.step_number % 50 == 0:
                 log(f"step {schedule.step_number} {schedule.done:.0%} {figures.take()} threads {threads.now}")
             if schedule.step_number % 1000 == 0:
                 state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
@@ -186,8 +207,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--init", type=Path, help="weights to start from")
     options = parser.parse_args()
-    train(options.out, options.logs, options.minutes)
+    train(options.out, options.logs, options.minutes, options.init)
 
 
 if __name__ == "__main__":
