@@ -72,10 +72,10 @@ class Schedule:
         rise = min(1.0, self.step_number / self._warmup)
         return self._peak * rise * max(0.02, min(1.0, (1 - self.done) / self._decay))
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         return {"step": self.step_number, "used": self.used}
 
-    def load(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         self.step_number, self.used = int(state["step"]), state["used"]
         self._last = time.monotonic()
 
@@ -111,6 +111,11 @@ class Mean:
         text = " ".join(f"{name} {total / count:.4f}" for name, (total, count) in self._sums.items())
         self._sums = {}
         return text
+
+
+def states(parts: dict[str, Any]) -> dict[str, Any]:
+    """The state of each part of a training, by name."""
+    return {name: part.state_dict() for name, part in parts.items()}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Trains the tiny AutoencoderKLQwenImage: 8x smaller, 16 channels, on pictures of shapes world.
 
 Its latents are made easy to generate: they are normalised, and noise is mixed into them while it trains
-(x -> (1 - t) x + t noise, t up to 0.6), so that the decoder draws clean edges from latents that are not quite
+(x -> (1 - t) x + t noise, t up to 0.5), so that the decoder draws clean edges from latents that are not quite
 right. Reconstruction is judged by L1, MSE and the error of the gradients.
 
 For one frame a causal 3D convolution sees only the last slice of its kernel: while training it runs as a 2D
@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
     "temperal_downsample": [False, True, True],
     "dropout": 0.0,
 }
-MOST_NOISE = 0.6
+MOST_NOISE = 0.5
 
 
 @contextlib.contextmanager
@@ -120,24 +120,42 @@ def _scale_latents(vae: Any, mean: Tensor, spread: Tensor) -> None:
     vae.quant_conv.bias[:count] = (vae.quant_conv.bias[:count] - mean) / spread
 
 
-def loss_of(vae: Any, pixels: Tensor, figures: common.Mean) -> Tensor:
+class Spread(torch.nn.Module):
+    """Running mean and spread of each latent channel: those of one batch stray too far here."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("deviation", torch.ones(1, channels, 1, 1))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Normalised latents."""
+        with torch.no_grad():
+            self.mean.lerp_(latents.mean((0, 2, 3), keepdim=True), 0.01)
+            self.deviation.lerp_((latents - self.mean).pow(2).mean((0, 2, 3), keepdim=True).sqrt(), 0.01)
+        return (latents - self.mean) / self.deviation
+
+
+def loss_of(vae: Any, spread: Spread, pixels: Tensor, figures: common.Mean) -> Tensor:
     """How badly pictures come back through noisy latents."""
     with common.autocast():
-        latents = encode(vae, pixels).float()
-        spread = latents.std((0, 2, 3), keepdim=True) + 1e-4
-        latents = (latents - latents.mean((0, 2, 3), keepdim=True)) / spread
+        latents = spread(encode(vae, pixels).float())
         share = MOST_NOISE * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
         share = share * (torch.rand_like(share) < 0.75)
-        back = decode(vae, (1 - share) * latents + share * torch.randn_like(latents)).float()
+        noisy = torch.lerp(latents, torch.randn_like(latents), share)
+        back = decode(vae, noisy * spread.deviation + spread.mean).float()
     error = back - pixels
-    gradient = (error[..., 1:] - error[..., :-1]).abs().mean() + (
-        error[..., 1:, :] - error[..., :-1, :]
-    ).abs().mean()
+    across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     clean = error.detach()[share.flatten() == 0]
     if len(clean):
-        figures.add(mse_clean=clean.pow(2).mean().item())
-    figures.add(mse=error.detach().pow(2).mean().item())
-    return error.abs().mean() + error.pow(2).mean() + 0.25 * gradient
+        figures.add(clean=clean.pow(2).mean().item())
+    figures.add(mse=error.detach().pow(2).mean().item(), size=latents.detach().pow(2).mean().item())
+    # The last term keeps latents from growing, which would be a way around the noise.
+    edges = across.abs().mean() + down.abs().mean()
+    return error.abs().mean() + error.pow(2).mean() + 0.25 * edges + 0.01 * latents.pow(2).mean()
 
 
 def normalise(vae: Any, rng: random.Random) -> None:
@@ -162,12 +180,14 @@ def train(out: Path, logs: Path, minutes: float, init: Path | None = None, rate:
     torch.manual_seed(0)
     rng, device = random.Random(0), common.device()
     vae = (load_model(init) if init else new_model()).to(device)
+    spread = Spread(vae.config.z_dim).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
     schedule = common.Schedule(rate, minutes=minutes, warmup=100, decay=0.5)
     if state := common.load(logs / "vae.pt"):
         vae.load_state_dict(state["model"])
+        spread.load_state_dict(state["spread"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load(state["schedule"])
+        schedule.load_state_dict(state["schedule"])
         rng.seed(schedule.step_number)
     log(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
     with single_frame():
@@ -178,7 +198,7 @@ def train(out: Path, logs: Path, minutes: float, init: Path | None = None, rate:
             width, height = rng.choice([(64, 64), (64, 64), (96, 96)] if small else world.SIZES)
             count = 16 if width == 64 else 8
             pixels = pictures(rng, count, width, height).to(device, memory_format=torch.channels_last)
-            loss = loss_of(vae, pixels, figures)
+            loss = loss_of(vae, spread, pixels, figures)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -186,8 +206,8 @@ def train(out: Path, logs: Path, minutes: float, init: Path | None = None, rate:
             if schedule.step_number % 50 == 0:
                 log(f"step {schedule.step_number} {schedule.done:.0%} {figures.take()} threads {threads.now}")
             if schedule.step_number % 1000 == 0:
-                state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
-                common.save(logs / "vae.pt", {**state, "schedule": schedule.state()})
+                parts = {"model": vae, "spread": spread, "optimizer": optimizer, "schedule": schedule}
+                common.save(logs / "vae.pt", common.states(parts))
         normalise(vae, random.Random(99))
         log(f"PSNR {quality(vae):.1f} dB")
     vae.to(torch.bfloat16).save_pretrained(out)
