@@ -106,18 +106,13 @@ def load_model(folder: Path) -> Any:
     vae = AutoencoderKLQwenImage.from_pretrained(folder, torch_dtype=torch.float32)
     mean, spread = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     with torch.no_grad():
-        _scale_latents(vae, mean, spread)
+        count = vae.config.z_dim
+        vae.quant_conv.weight[:count] /= spread.view(-1, 1, 1, 1, 1)
+        vae.quant_conv.bias[:count] = (vae.quant_conv.bias[:count] - mean) / spread
         kernel = vae.post_quant_conv.weight  # (z, z, 1, 1, 1)
         vae.post_quant_conv.bias += kernel[..., 0, 0, 0] @ mean
         kernel *= spread.view(1, -1, 1, 1, 1)
     return vae
-
-
-def _scale_latents(vae: Any, mean: Tensor, spread: Tensor) -> None:
-    """The encoder's last layer then gives (latents - mean) / spread."""
-    count = vae.config.z_dim
-    vae.quant_conv.weight[:count] /= spread.view(-1, 1, 1, 1, 1)
-    vae.quant_conv.bias[:count] = (vae.quant_conv.bias[:count] - mean) / spread
 
 
 class Spread(torch.nn.Module):
@@ -158,15 +153,18 @@ def loss_of(vae: Any, spread: Spread, pixels: Tensor, figures: common.Mean) -> T
     return error.abs().mean() + error.pow(2).mean() + 0.25 * edges + 0.01 * latents.pow(2).mean()
 
 
-def normalise(vae: Any, rng: random.Random) -> None:
-    """Fold into the encoder's last layer what makes each latent channel 0 on average with a spread of 1."""
+def finish(vae: Any, rng: random.Random) -> None:
+    """Zero what one frame never uses, and write each latent channel's mean and spread into the config."""
     with torch.no_grad():
-        found = torch.cat([encode(vae, pictures(rng, 32, 128, 128, 6).to(vae.device)) for _ in range(16)])
-        _scale_latents(vae, found.mean((0, 2, 3)), found.std((0, 2, 3)))
         for module in vae.modules():
             if isinstance(module, qwen.QwenImageCausalConv3d) and module.kernel_size[0] == 3:
                 module.weight[:, :, :-1] = 0
-    vae.register_to_config(latents_mean=[0.0] * vae.config.z_dim, latents_std=[1.0] * vae.config.z_dim)
+        found = torch.cat([encode(vae, pictures(rng, 32, 128, 128, 6).to(vae.device)) for _ in range(16)])
+    mean, spread = found.mean((0, 2, 3)), found.std((0, 2, 3))
+    rounded = {"latents_mean": mean, "latents_std": spread}
+    vae.register_to_config(
+        **{name: [round(v, 5) for v in values.tolist()] for name, values in rounded.items()}
+    )
 
 
 def train(out: Path, logs: Path, minutes: float, init: Path | None = None, rate: float = 7e-4) -> None:
@@ -208,7 +206,7 @@ def train(out: Path, logs: Path, minutes: float, init: Path | None = None, rate:
             if schedule.step_number % 1000 == 0:
                 parts = {"model": vae, "spread": spread, "optimizer": optimizer, "schedule": schedule}
                 common.save(logs / "vae.pt", common.states(parts))
-        normalise(vae, random.Random(99))
+        finish(vae, random.Random(99))
         log(f"PSNR {quality(vae):.1f} dB")
     vae.to(torch.bfloat16).save_pretrained(out)
 
@@ -228,8 +226,9 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--init", type=Path, help="weights to start from")
+    parser.add_argument("--rate", type=float, default=7e-4)
     options = parser.parse_args()
-    train(options.out, options.logs, options.minutes, options.init)
+    train(options.out, options.logs, options.minutes, options.init, options.rate)
 
 
 if __name__ == "__main__":
