@@ -98,6 +98,21 @@ class ImageGeneratorHandle:
         return any(await _broadcast(self._all, "cancel", (name,), self._line))
 
 
+class IngressPeers:
+    """Calls every replica of the ingress, this one among them.
+
+    Args:
+        handle: makes the ingress's own handle; asked for once there is something to call.
+    """
+
+    def __init__(self, handle: Callable[[], DeploymentHandle]) -> None:
+        self._handle = handle
+        self._line = Line(on_lost=lambda: None)
+
+    async def cancel_unanswered(self, name: str) -> bool:
+        return any(await _broadcast(self._handle(), "cancel_unanswered", (name,), self._line))
+
+
 async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...], line: Line) -> list[Any]:
     """What every replica answers. Those that die under the call are left out; none is no error.
 
