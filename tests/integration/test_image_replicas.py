@@ -39,7 +39,7 @@ ingress: {num_cpus: 0.1, replicas: 2, max_replicas: 2}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
     folder: Path = tmp_path_factory.mktemp("replicas")
-    with serving(folder, PROFILE) as running:
+    with serving(folder, PROFILE, seconds=180) as running:
         yield running
 
 
