@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.errors import Unavailable
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
+
+
+class ReplicaLost(Unavailable):
+    """A replica died under a request, or could not be reached any more."""
+
 
 PendingPicture = Any
 """A picture on its way: what `Preprocessor.prepare` returned. Only the backend that takes it resolves it."""
@@ -27,5 +33,18 @@ class ChatBackend(Protocol):
 
 
 class ImageBackend(Protocol):
-    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        """Steps, pictures, usage."""
+    def generate(
+        self, request: ImageRequest, pictures: Sequence[PendingPicture] = ()
+    ) -> AsyncGenerator[ImageEvent, None]:
+        """Queue positions, steps, previews, pictures, usage."""
+
+    async def queue(self) -> ImageQueue:
+        """What every replica paints now and what waits for it; `ahead` counts within a replica."""
+
+    async def cancel(self, name: str) -> bool:
+        """Take out the requests that `name` means on any replica, the client's id or ours."""
+
+
+class Peers(Protocol):
+    async def cancel_unanswered(self, name: str) -> bool:
+        """Give up the requests that `name` means and that stand in Serve's queue at any ingress."""

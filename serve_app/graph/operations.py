@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource, Surface
+from deployments.contracts.errors import TimedOut
+from deployments.contracts.messages import (
+    ChatRequest,
+    ImageEvent,
+    ImageQueue,
+    ImageQueued,
+    ImageRequest,
+    ImageSource,
+    ImageStep,
+    Surface,
+)
 from deployments.contracts.settings import ModelSettings
-from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
+from serve_app.graph.backends import (
+    ChatBackend,
+    ImageBackend,
+    Peers,
+    PendingPicture,
+    Preprocessor,
+    ReplicaLost,
+)
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.readiness import Readiness
+from serve_app.graph.unanswered import Unanswered
 
 T = TypeVar("T")
 
@@ -34,6 +53,7 @@ class Operations:
         preprocessing: takes every image first.
         chat: model id → backend.
         images: model id → backend.
+        peers: the ingress replicas; None where this is the only one.
     """
 
     def __init__(
@@ -43,12 +63,15 @@ class Operations:
         preprocessing: Preprocessor,
         chat: Mapping[str, ChatBackend],
         images: Mapping[str, ImageBackend],
+        peers: Peers | None = None,
     ) -> None:
         self.catalog = catalog
         self.readiness = readiness
         self._preprocessing = preprocessing
         self._chat = chat
         self._images = images
+        self._peers = peers
+        self._unanswered = Unanswered()
 
     async def chat(self, call: ChatCall, request_id: str) -> bytes:
         """A whole answer as JSON of the call's surface.
@@ -98,11 +121,103 @@ class Operations:
         """
         return self.catalog.for_task(name, "image_generation")
 
-    def generate(self, model: ModelSettings, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+    def generate(
+        self,
+        model: ModelSettings,
+        request: ImageRequest,
+        sources: Sequence[ImageSource] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[ImageEvent, None]:
         """Pictures of one prompt, as events.
+
+        Args:
+            model: from `image_model`.
+            request: what to paint.
+            sources: the pictures that `request.edit` speaks of, in its order.
+            timeout_s: longest time to the last event, waiting included. The model's own limit holds too.
 
         Raises:
             AtelierError: at once if the model is not up, later through the stream.
         """
         self.readiness.require(model)
-        return self._first_while_up(model, self._images[model.id].generate(request))
+        pictures = [self._preprocessing.prepare(source) for source in sources]
+        own = model.generation.timeout_s if model.generation else None
+        limits = [limit for limit in (timeout_s, own) if limit is not None]
+        stream = self._painted(model, request, pictures)
+        return _in_time(stream, min(limits)) if limits else stream
+
+    async def _painted(
+        self, model: ModelSettings, request: ImageRequest, pictures: Sequence[PendingPicture]
+    ) -> AsyncGenerator[ImageEvent, None]:
+        """The events. If its replica is lost before anything was shown, the request goes to another, once."""
+        for last_try in (False, True):
+            shown = False
+            events = self._images[model.id].generate(request, pictures)
+            events = self._unanswered.watch(request.request_id, events)
+            try:
+                async with aclosing(self._first_while_up(model, events)) as stream:
+                    async for event in stream:
+                        shown = shown or not isinstance(event, ImageQueued | ImageStep)
+                        yield event
+                return
+            except ReplicaLost:
+                if shown or last_try:
+                    raise
+
+    async def image_queue(self, model: ModelSettings) -> ImageQueue:
+        """What all replicas of an image model paint and what waits for them. Empty if none is up.
+
+        `request_id` in it is ours: `deployments.contracts.request_ids.client_id` gives the client's.
+        """
+        return await self._images[model.id].queue() if self.readiness.is_ready(model) else ImageQueue()
+
+    async def cancel_image(self, model: ModelSettings | None, name: str) -> bool:
+        """Stop painting a request, at its next step at the latest; its own client hears Cancelled.
+
+        Args:
+            model: whose request it is; None for any image model.
+            name: the client's `x-request-id`, or our id. All requests that it means are cancelled.
+
+        Returns:
+            Whether there was one.
+        """
+        # Those that no replica has answered first: what leaves Serve's queue meanwhile is met at its replica.
+        peers = self._peers
+        here = await peers.cancel_unanswered(name) if peers else self.cancel_unanswered(name)
+        models = [model] if model else [self.catalog.get(model_id) for model_id in self._images]
+        backends = [self._images[one.id] for one in models if self.readiness.is_ready(one)]
+        answers = await asyncio.gather(*(b.cancel(name) for b in backends), return_exceptions=True)
+        if here or True in answers:
+            return True
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return False
+
+    def cancel_unanswered(self, name: str) -> bool:
+        """The part of `cancel_image` that concerns requests of this ingress in Serve's own queue."""
+        return self._unanswered.cancel(name)
+
+
+async def _in_time(stream: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T, None]:
+    """The stream, which has this long for all of it."""
+    end = asyncio.get_running_loop().time() + seconds
+    async with aclosing(stream):
+        while True:
+            try:
+                async with asyncio.timeout_at(end) as limit:
+                    item = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise TimedOut(
+                    f"The request was not done within {seconds:g} seconds and was stopped.",
+                    suggested_fix=(
+                        "Allow more time.",
+                        "Ask for fewer steps, fewer pictures or a smaller size.",
+                    ),
+                ) from None
+            yield item

@@ -17,6 +17,7 @@ from deployments.contracts.errors import AtelierError
 from serve_app.graph.operations import Operations
 from serve_app.ingress.errors import error_response
 from serve_app.ingress.handlers import Handlers
+from serve_app.ingress.image_handlers import ImageHandlers
 from serve_app.ingress.middleware import RequestContext
 from serve_app.ingress.routes import routes
 from serve_app.settings import IngressSettings
@@ -44,7 +45,9 @@ def make_application(
             await watcher
 
     return Starlette(
-        routes=routes(Handlers(operations, settings, started=int(time.time()))),
+        routes=routes(
+            Handlers(operations, settings, started=int(time.time())), ImageHandlers(operations, settings)
+        ),
         middleware=[Middleware(RequestContext, server_echoes_id=server_echoes_id)],
         exception_handlers={AtelierError: _atelier_error, HTTPException: _http_error},
         lifespan=lifespan,

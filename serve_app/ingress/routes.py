@@ -10,6 +10,7 @@ from serve_app.ingress.dialects.openai_completions import COMPLETIONS
 from serve_app.ingress.dialects.openai_responses import RESPONSES
 from serve_app.ingress.dialects.vllm_tokens import DETOKENIZE, TOKENIZE
 from serve_app.ingress.handlers import Handlers
+from serve_app.ingress.image_handlers import ImageHandlers
 
 TEXT = {
     "/v1/chat/completions": CHAT,
@@ -23,13 +24,17 @@ TEXT = {
 """The APIs of language models, each by its dialect."""
 
 
-def routes(handlers: Handlers) -> list[Route]:
+def routes(handlers: Handlers, images: ImageHandlers) -> list[Route]:
     """Path, endpoint, methods."""
     return [
         Route("/health", handlers.health, methods=["GET"]),
         Route("/ready", handlers.ready, methods=["GET"]),
         Route("/v1/models", handlers.models, methods=["GET"]),
         Route("/v1/models/{model:path}", handlers.model, methods=["GET"]),
-        Route("/v1/images/generations", handlers.generate, methods=["POST"]),
+        Route("/v1/images/generations", images.generate, methods=["POST"]),
+        Route("/v1/images/edits", images.edit, methods=["POST"]),
+        Route("/v1/images/queue", images.queue, methods=["GET"]),
+        Route("/v1/images/queue/{request_id}", images.queued, methods=["GET"]),
+        Route("/v1/images/requests/{request_id}", images.cancel, methods=["DELETE"]),
         *(Route(path, handlers.text(dialect), methods=["POST"]) for path, dialect in TEXT.items()),
     ]

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.handles import (
     ImageGeneratorHandle,
+    IngressPeers,
     PreprocessingHandle,
     VisionLanguageHandle,
     deployment_states,
@@ -36,7 +37,8 @@ class Ingress:
     def __init__(
         self, settings: AppSettings, preprocessing: DeploymentHandle, models: Mapping[str, DeploymentHandle]
     ) -> None:
-        app_name = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
+        app_name = context.app_name
         readiness = Readiness(settings.models, partial(deployment_states, app_name))
         chat: dict[str, Any] = {}
         images: dict[str, Any] = {}
@@ -46,9 +48,14 @@ class Ingress:
             else:
                 images[model.id] = ImageGeneratorHandle(models[model.id], readiness.look_now)
         self._settings = settings.ingress
+        peers = IngressPeers(partial(serve.get_deployment_handle, context.deployment, app_name))
         self._operations = Operations(
-            Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images
+            Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images, peers
         )
+
+    async def cancel_unanswered(self, name: str) -> bool:
+        """Called by whichever replica a cancellation arrives at."""
+        return self._operations.cancel_unanswered(name)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return make_application(self._operations, self._settings, server_echoes_id=True)
