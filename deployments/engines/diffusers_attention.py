@@ -2,8 +2,8 @@
 
 diffusers pads the texts and masks the padding. Sums then run over other lengths than those of a row alone, so
 that a picture depends on its company: in the last bits at first, visibly after some steps. Here each row
-attends to its own tokens only, and in bfloat16 on the CPU a picture is bit-equal to the stock pipeline's, alone
-and in any batch. Without a mask, faster GPU kernels may run, too.
+attends to its own tokens only, and in bfloat16 on the CPU a picture is bit-equal to the stock pipeline's,
+alone and in any batch. Without a mask, faster GPU kernels may run, too.
 """
 
 from __future__ import annotations

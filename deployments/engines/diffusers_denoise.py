@@ -1,7 +1,7 @@
 """One denoising step of many pictures at once, each at its own place in its own schedule.
 
 What the stock pipelines do for one picture is done here row by row in the same order and precision, so that
-the result is the same: guidance and its rescaling in the model's dtype, the step in fp32.
+the result is the same, down to what is rounded to the model's dtype and what is not.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class Denoiser:
         x = torch.cat([one.x for one in batch])
         flow = self._flow(batch, x)
         drop = [one.sigmas[one.at + 1] - one.sigmas[one.at] for one in batch]
-        dt = torch.tensor(drop, dtype=torch.float32, device=x.device)[:, None, None]
-        after = (x.float() + (dt * flow.float()).to(flow.dtype)).to(flow.dtype)
+        # The stock scheduler's product is in the model's dtype, its sum in fp32.
+        dt = torch.tensor(drop, dtype=torch.float32, device=x.device).to(flow.dtype)[:, None, None]
+        after = (x.float() + dt * flow).to(flow.dtype)
         after = torch.cat([_put_back(one, row[None]) for one, row in zip(batch, after, strict=True)])
         finite: list[bool] = after.isfinite().flatten(1).all(1).tolist()  # waits for the device
         for index, one in enumerate(batch):

@@ -18,7 +18,7 @@ from deployments.engines import canvas as canvases
 from deployments.engines.diffusers_args import DiffusersArgs
 from deployments.engines.diffusers_denoise import Denoiser, Latents
 from deployments.engines.diffusers_pipeline import MAX_TEXT_TOKENS, LoadedPipeline
-from deployments.engines.diffusers_sources import References, Sources, Start, first_latents
+from deployments.engines.diffusers_sources import References, Sources, Start, first_latents, statistics
 from deployments.engines.diffusers_texts import TextEncoder, prompts
 from deployments.engines.painting import Fault, Job, Painting, Plan, not_finite
 
@@ -163,7 +163,7 @@ class DiffusersExecutor:
         request, pipe = painting.job.request, self._pipeline.pipe
         latents = pipe._unpack_latents(packed, request.height, request.width, pipe.vae_scale_factor)
         latents = latents.to(pipe.vae.dtype)
-        mean, deviation = self._sources.statistics(latents)
+        mean, deviation = statistics(pipe, latents)
         image: Any = pipe.vae.decode(latents / (1.0 / deviation) + mean, return_dict=False)[0][:, :, 0]
         if not bool(image.isfinite().all()):
             raise not_finite()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.messages import ImageRequest, Picture
@@ -53,7 +54,7 @@ class Sources:
         self.references = MAX_REFERENCES.get(self._name, 0)
 
     def check(self, sources: Sequence[Picture]) -> tuple[tuple[int, int, int], ...]:
-        """The grids of the references. Raises InvalidRequest for a number of pictures the model does not take."""
+        """The grids of the references. Raises InvalidRequest for more or fewer pictures than it takes."""
         if self.references and not sources:
             raise InvalidRequest("This model edits pictures: send one with the request.", param="image")
         most = self.references or 1
@@ -72,17 +73,16 @@ class Sources:
         if self.references and edit.strength >= 1 and laid.repaint is None:
             return None  # the model looks at the source instead
         if start.encoded is None:
-            vae = self._pipe.vae
-            pixels = torch.from_numpy(laid.pixels.copy()).permute(2, 0, 1)[None].float() / 255 * 2 - 1
-            pixels = pixels.to(self._pipe._execution_device, vae.dtype)
-            start.encoded = vae.encode(pixels[:, :, None]).latent_dist
+            height, width = laid.pixels.shape[:2]
+            image = Image.fromarray(laid.pixels)
+            pixels = self._pipe.image_processor.preprocess(image, height, width).unsqueeze(2)
+            pixels = pixels.to(self._pipe._execution_device, self._pipe.vae.dtype)
+            start.encoded = self._pipe.vae.encode(pixels).latent_dist
         return start.encoded
 
     @torch.no_grad()
     def look(self, pictures: Sequence[Picture]) -> References:
         """Encode the pictures as the pipeline does: at its own area, whatever the size of the result."""
-        from PIL import Image
-
         pipe, packed, grid, seen = self._pipe, [], [], []
         for picture in pictures:
             image = Image.fromarray(picture.pixels)
@@ -96,15 +96,6 @@ class Sources:
             grid.append(self._grid(width, height))
             seen.append(shown)
         return References(torch.cat(packed, dim=1), tuple(grid), seen if self.references > 1 else seen[0])
-
-    def statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the VAE's latents, (1, C, 1, 1, 1)."""
-        config = self._pipe.vae.config
-        mean, deviation = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return mean, deviation
 
     def _size(self, picture: Picture) -> tuple[int, int]:
         """Width and height at which a reference is encoded."""
@@ -125,6 +116,16 @@ class Sources:
         return 1, height // cell, width // cell
 
 
+def statistics(pipe: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the VAE's latents, (1, C, 1, 1, 1)."""
+    config = pipe.vae.config
+    mean, deviation = (
+        torch.tensor(values).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    return mean, deviation
+
+
 def first_latents(
     pipe: Any,
     encoded: Any,
@@ -143,13 +144,9 @@ def first_latents(
 
     if encoded is None:
         return pack(noise()), None
-    config = pipe.vae.config
     clean = encoded.sample(generator)
-    mean, inverse = (
-        t.view(1, -1, 1, 1, 1).to(clean.device, clean.dtype)
-        for t in (torch.tensor(config.latents_mean), 1.0 / torch.tensor(config.latents_std))
-    )
-    clean, fresh = ((clean - mean) * inverse).transpose(1, 2), noise()
+    mean, deviation = statistics(pipe, clean)
+    clean, fresh = ((clean - mean) * (1.0 / deviation)).transpose(1, 2), noise()
     level = torch.tensor(sigma, dtype=clean.dtype, device=clean.device)
     x = level * fresh + (1.0 - level) * clean
     if canvas is None or canvas.repaint is None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 CAUTIOUS_STEPS = 200
+"""After a batch did not fit into memory, so many steps pass before batches may grow again."""
 DRIFT = 0.25
 """How fast the starting line of new requests follows the work done. At 0 a stream of one-step requests could
 hold it, and starve the rest; at 1 a new request would start level with the average of the others."""
