@@ -22,9 +22,6 @@ from typing import Any
 
 CAUTIOUS_STEPS = 200
 """After a batch did not fit into memory, so many steps pass before batches may grow again."""
-DRIFT = 0.25
-"""How fast the starting line of new requests follows the work done. At 0 a stream of one-step requests could
-hold it, and starve the rest; at 1 a new request would start level with the average of the others."""
 
 
 @dataclass(eq=False)
@@ -114,7 +111,8 @@ class StepScheduler:
             return
         cost = steps * ticket.pixels * math.sqrt(ticket.left)
         ticket.virtual += cost
-        self._clock += DRIFT * cost / len(self._tickets)
+        # The starting line moves with the work done: a stream of short requests cannot hold it still.
+        self._clock += cost / len(self._tickets)
         slot.done = min(slot.done + steps, slot.steps)
 
     def finish(self, slot: Slot) -> bool:
