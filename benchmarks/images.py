@@ -151,7 +151,8 @@ async def measure(rounds: int, singles: int, settings: ModelSettings) -> tuple[S
     ours, stock = Side(), Side()
     engine = Scheduled(settings)
     pipeline = Stock(settings, DiffusersArgs.model_validate(settings.engine_args))
-    await asyncio.gather(engine.start(), pipeline.start())
+    await engine.start()  # one after the other: transformers does not load in two threads at once
+    await pipeline.start()
     one = ImageRequest("one", "a red circle on a blue background", " ", 128, 128, 16, 3.0, 7)
     for paint in (engine.paint, pipeline.paint):
         await alone(paint, Side(), one)  # warm
