@@ -21,9 +21,10 @@ def picture(width: int = 32, height: int = 16) -> Picture:
     return Picture(chance.integers(0, 256, (height, width, 3), np.uint8), "p")
 
 
-def mask(
-    width: int = 32, height: int = 16, box: tuple[slice, slice] = (slice(4, 8), slice(8, 16))
-) -> Picture:
+BOX = (slice(4, 8), slice(8, 16))
+
+
+def mask(width: int = 32, height: int = 16) -> Picture:
     pixels = np.zeros((height, width), np.uint8)
     pixels[BOX] = 255
     return Picture(pixels, "m")
