@@ -6,7 +6,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--no-header --no-emit-find-links --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check bench demo-models lock clean
+.PHONY: help setup setup-dev serve test check bench bench-images demo-models lock clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ bench: setup-dev ## the graph against plain `vllm serve`
 
 demo-models: setup ## train both demo checkpoints from nothing; ARGS="--scale 0.1" on a GPU
 	@nice $(PYTHON_VENV) -m demo_models.training $(ARGS)
+
+bench-images: setup-dev ## the step scheduler against a lock around the stock pipeline
+	@$(PYTHON_VENV) -m benchmarks.images $(ARGS)
 
 lock: setup ## resolve requirements/*.in anew into *.lock; ARGS="--upgrade" takes newer releases
 	$(COMPILE) requirements/{base,sdnq,cpu}.in --excludes requirements/cpu-excludes.txt -o requirements/cpu.lock $(ARGS)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments.contracts.settings import ModelSettings
 from deployments.engines.quantization import QuantizeArgs
 
 
@@ -29,6 +30,13 @@ class DiffusersArgs(BaseModel):
     """model: on a GPU, keep only the component in use on the card: slower, for small cards."""
     vae_tiling: bool = False
     """Decode in tiles: less memory above a megapixel, other bits at the seams."""
+    batch_pixels: Annotated[int, Field(gt=0)] | None = None
+    """Pixels of all pictures that take a step together, the references of edits counted. Wider batches paint
+    more per second and make each step longer. By default those of the largest picture, but 8 of 128x128."""
+    pixels_in_flight: Annotated[int, Field(gt=0)] | None = None
+    """Pixels of all pictures begun and not finished; the rest waits in turn. By default 8 batches."""
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Longest time for one request, its wait included."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """torch's CPU threads; by default OMP_NUM_THREADS as Ray sets it, else num_cpus."""
     revision: str | None = None
@@ -36,6 +44,12 @@ class DiffusersArgs(BaseModel):
     """Never ask the hub, even where source is a hub id."""
     stuck_after_s: Annotated[float, Field(gt=0)] = 600
     """A running request that makes no step for this long counts as hung, and the replica is replaced."""
+
+    def bounds_for(self, settings: ModelSettings) -> tuple[int, int]:
+        """Pixels of a step and pixels in flight."""
+        largest = settings.generation.max_pixels if settings.generation else 0
+        batch = self.batch_pixels or max(largest, 8 * 128 * 128)
+        return batch, max(batch, self.pixels_in_flight or 8 * batch)
 
     def device_for(self, gpu_fraction: float) -> str:
         if self.device != "auto":

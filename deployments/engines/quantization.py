@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 logger = logging.getLogger(__name__)
 
-PIPELINE = "QwenImagePipeline"
+PIPELINES = ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline")
 Component = Literal["transformer", "text_encoder"]
 
 
@@ -63,16 +63,16 @@ def is_quantized(folder: str | os.PathLike[str]) -> bool:
 
 def load_pipeline(folder: Path, dtype: Any, quantize: QuantizeArgs | None = None, device: str = "cpu") -> Any:
     """A pipeline ready for `.to(device)`. `quantize` applies to components that are not quantized already."""
-    _check_class(folder)
+    name = _class_name(folder)
     done = quantized_components(folder)
     todo = [name for name in quantize.components if name not in done] if quantize else []
     if done or todo:
         import_sdnq(device)  # before diffusers: without it a quantized text encoder mis-loads silently
-    from diffusers import QwenImagePipeline
+    import diffusers
 
     _hush_loading()
     parts = {"transformer": _load_transformer(folder, dtype)} if "transformer" in done else {}
-    pipe = QwenImagePipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **parts)
+    pipe = getattr(diffusers, name).from_pretrained(folder, dtype=dtype, local_files_only=True, **parts)
     pipe.set_progress_bar_config(disable=True)
     if quantize and done:
         logger.info("%s is quantized already (%s)", folder, ", ".join(sorted(done)))
@@ -133,13 +133,14 @@ def _load_transformer(folder: Path, dtype: Any) -> Any:
     ).eval()
 
 
-def _check_class(folder: Path) -> None:
+def _class_name(folder: Path) -> str:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"{folder} is no diffusers checkpoint: it has no model_index.json")
     name = json.loads(index.read_text("utf-8")).get("_class_name")
-    if name != PIPELINE:
-        raise ValueError(f"{folder} is a {name}; this engine runs {PIPELINE} checkpoints")
+    if name not in PIPELINES:
+        raise ValueError(f"{folder} is a {name}; this engine runs {', '.join(PIPELINES)} checkpoints")
+    return str(name)
 
 
 def _hush_loading() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,19 @@ import pytest_asyncio
 from PIL import Image
 
 from deployments.contracts.engines import ImageEngine
-from deployments.contracts.errors import EngineFailed, InvalidRequest, ModelLoading, Unavailable
-from deployments.contracts.messages import ImageDone, ImageEvent, ImageRequest, ImageStep, ImageUsage
+from deployments.contracts.errors import Cancelled, EngineFailed, InvalidRequest, ModelLoading, Unavailable
+from deployments.contracts.messages import (
+    ImageDone,
+    ImageEdit,
+    ImageEvent,
+    ImagePreview,
+    ImageQueue,
+    ImageQueued,
+    ImageRequest,
+    ImageStep,
+    ImageUsage,
+    Picture,
+)
 from deployments.contracts.settings import GenerationDefaults, ModelSettings
 from deployments.engines.factory import make_image_engine
 
@@ -51,25 +62,167 @@ async def engine(kind: str) -> AsyncIterator[ImageEngine]:
     await engine.close()
 
 
-async def collect(engine: ImageEngine, request: ImageRequest) -> list[ImageEvent]:
-    return [event async for event in engine.generate(request)]
+async def collect(
+    engine: ImageEngine, request: ImageRequest, sources: Sequence[Picture] = ()
+) -> list[ImageEvent]:
+    return [event async for event in engine.generate(request, sources)]
 
 
-async def pictures(engine: ImageEngine, request: ImageRequest) -> list[bytes]:
-    return [event.data for event in await collect(engine, request) if isinstance(event, ImageDone)]
+async def pictures(
+    engine: ImageEngine, request: ImageRequest, sources: Sequence[Picture] = ()
+) -> list[bytes]:
+    """The finished pictures in the order of their index."""
+    done = [event for event in await collect(engine, request, sources) if isinstance(event, ImageDone)]
+    return [event.data for event in sorted(done, key=lambda event: event.index)]
 
 
-async def test_steps_come_before_their_picture_and_usage_last(engine: ImageEngine) -> None:
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+async def until_queued(engine: ImageEngine, request_id: str) -> ImageQueue:
+    """The queue, once it holds this request."""
+    for _ in range(10_000):
+        queue = await engine.queue()
+        if request_id in {request.request_id for request in queue.requests}:
+            return queue
+        await asyncio.sleep(0.001)
+    raise TimeoutError(request_id)
+
+
+async def until_painting(events: Any) -> None:
+    """Read on to the first step."""
+    while not isinstance(await anext(events), ImageStep):
+        pass
+
+
+async def test_the_position_comes_first_steps_before_their_picture_and_usage_last(
+    engine: ImageEngine,
+) -> None:
     events = await collect(engine, replace(REQUEST, n=2))
 
-    shape = [(type(e).__name__, getattr(e, "index", None), getattr(e, "step", None)) for e in events]
-    expected = []
+    assert isinstance(events[0], ImageQueued)
+    assert events[0].ahead == 0
     for index in range(2):
-        expected += [("ImageStep", index, step) for step in (1, 2, 3, 4)] + [("ImageDone", index, None)]
-    assert shape == [*expected, ("ImageUsage", None, None)]
+        own = [event for event in events if getattr(event, "index", None) == index]
+        assert [type(event) for event in own] == [ImageStep] * 4 + [ImageDone]
+        assert [event.step for event in own if isinstance(event, ImageStep)] == [1, 2, 3, 4]
     assert all(event.steps == 4 for event in events if isinstance(event, ImageStep))
     assert [event.seed for event in events if isinstance(event, ImageDone)] == [7, 8]
+    assert not any(event.healed for event in events if isinstance(event, ImageDone))
     assert events[-1] == ImageUsage(text_tokens=7, image_tokens=2 * 64)
+
+
+async def test_previews_are_pictures_on_the_way(engine: ImageEngine) -> None:
+    events = await collect(engine, replace(REQUEST, steps=8, partial_images=3, output_format="webp"))
+    previews = [event for event in events if isinstance(event, ImagePreview)]
+    assert [(event.index, event.partial) for event in previews] == [(0, 0), (0, 1), (0, 2)]
+    assert len({event.data for event in previews}) == 3
+    for event in previews:
+        image = Image.open(io.BytesIO(event.data))
+        assert (image.size, image.format) == ((128, 128), "WEBP")
+    steps = [event.step for event in events if isinstance(event, ImageStep)]
+    assert steps == list(range(1, 9))
+    whole = await pictures(engine, replace(REQUEST, steps=8, output_format="webp"))
+    assert [event.data for event in events if isinstance(event, ImageDone)] == whole
+
+
+async def test_the_same_picture_in_any_company(engine: ImageEngine) -> None:
+    """Eight at once: each comes out as it does alone, to the byte."""
+    requests = [
+        replace(
+            REQUEST,
+            request_id=f"c-{number}",
+            seed=number,
+            steps=2 + number,
+            cfg_scale=1.0 if number == 3 else 3.0,
+            prompt=PROMPT + " red" * number,
+            width=176 if number % 2 else 128,
+            height=96 if number % 2 else 128,
+        )
+        for number in range(8)
+    ]
+    together = await asyncio.gather(*(pictures(engine, request) for request in requests))
+    assert list(together) == [await pictures(engine, request) for request in requests]
+
+
+async def test_cancelling_one_of_eight_never_changes_the_others(engine: ImageEngine) -> None:
+    requests = [replace(REQUEST, request_id=f"x-{number}", seed=number, steps=6) for number in range(8)]
+    undisturbed = [await pictures(engine, request) for request in requests]
+    tasks = [asyncio.create_task(pictures(engine, request)) for request in requests]
+    await until_queued(engine, "x-4")
+    assert await engine.cancel("x-4")
+    with pytest.raises(Cancelled):
+        await tasks[4]
+    assert not await engine.cancel("x-4")
+    for number in (0, 1, 2, 3, 5, 6, 7):
+        assert await tasks[number] == undisturbed[number]
+
+
+async def test_cancelling_what_is_not_there(engine: ImageEngine) -> None:
+    assert not await engine.cancel("nobody")
+
+
+async def test_the_queue_is_told(engine: ImageEngine) -> None:
+    await pictures(engine, REQUEST)
+    running = engine.generate(replace(REQUEST, request_id="q-1", steps=1000, n=2))
+    await until_painting(running)
+    waiting = asyncio.create_task(pictures(engine, replace(REQUEST, request_id="q-2", steps=1000)))
+    queue = await until_queued(engine, "q-2")
+    first = queue.requests[0]
+    assert {request.request_id for request in queue.requests} == {"q-1", "q-2"}
+    assert {(request.width, request.height) for request in queue.requests} == {(128, 128)}
+    assert sum(request.n for request in queue.requests) == 3
+    assert first.ahead == 0
+    assert all(0 <= request.step < request.steps == 1000 * request.n for request in queue.requests)
+    assert all(request.eta_seconds is not None for request in queue.requests)
+    assert queue.drain_seconds is not None
+    assert queue.average_seconds is not None
+    assert queue.memory_mb > 0
+    await engine.cancel("q-2")
+    with pytest.raises(Cancelled):
+        await waiting
+    await running.aclose()
+    assert (await engine.queue()).requests == ()
+
+
+def a_source(width: int = 128, height: int = 128) -> Picture:
+    small = np.random.default_rng(5).integers(0, 256, (8, 8, 3), np.uint8)
+    pixels = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+    return Picture(pixels, "source")
+
+
+async def test_an_edit_follows_its_source_and_its_strength(engine: ImageEngine) -> None:
+    source = a_source()
+    away = []
+    for strength in (1.0, 0.25):
+        (data,) = await pictures(engine, replace(REQUEST, edit=ImageEdit(strength)), [source])
+        away.append(np.abs(pixels_of(data).astype(int) - source.pixels.astype(int)).mean())
+    assert away[1] < away[0]
+    usage = (await collect(engine, replace(REQUEST, edit=ImageEdit()), [source]))[-1]
+    assert usage == ImageUsage(7, 64, 64)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+async def test_unmasked_pixels_come_back_unchanged(engine: ImageEngine, strength: float) -> None:
+    source = a_source()
+    mask = np.zeros((128, 128), np.uint8)
+    mask[37:91, 50:101] = 255
+    request = replace(REQUEST, edit=ImageEdit(strength, masked=True), partial_images=1)
+    events = await collect(engine, request, [source, Picture(mask, "mask")])
+    shown = [event.data for event in events if isinstance(event, (ImagePreview, ImageDone))]
+    painted = pixels_of(shown[-1])
+    assert len(shown) == 2
+    assert np.array_equal(painted[mask == 0], source.pixels[mask == 0])
+    assert (painted[mask == 255] != source.pixels[mask == 255]).any(axis=1).mean() > 0.5
+
+
+async def test_outpainting_keeps_the_source_where_it_is_placed(engine: ImageEngine) -> None:
+    source = a_source(64, 48)
+    request = replace(REQUEST, edit=ImageEdit(placement=(37, 70)))
+    painted = pixels_of((await pictures(engine, request, [source]))[0])
+    assert painted.shape == (128, 128, 3)
+    assert np.array_equal(painted[70 : 70 + 48, 37 : 37 + 64], source.pixels)
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
@@ -116,7 +269,7 @@ async def test_large_seeds_are_seeds(engine: ImageEngine) -> None:
 
 async def test_closing_between_steps_frees_the_engine_unharmed(engine: ImageEngine) -> None:
     undisturbed = await pictures(engine, REQUEST)
-    for stop_after in (1, 2, 5):
+    for stop_after in (1, 2, 6):
         events = engine.generate(replace(REQUEST, steps=1000, seed=99))
         for _ in range(stop_after):
             await anext(events)
@@ -129,8 +282,9 @@ async def test_a_cancelled_task_frees_the_engine_unharmed(engine: ImageEngine) -
     begun = asyncio.Event()
 
     async def consume() -> None:
-        async for _ in engine.generate(replace(REQUEST, steps=1000)):
-            begun.set()
+        async for event in engine.generate(replace(REQUEST, steps=1000)):
+            if isinstance(event, ImageStep):
+                begun.set()
 
     task = asyncio.create_task(consume())
     await begun.wait()
@@ -142,7 +296,7 @@ async def test_a_cancelled_task_frees_the_engine_unharmed(engine: ImageEngine) -
 
 async def test_requests_wait_in_order_and_leave_the_queue_when_cancelled(engine: ImageEngine) -> None:
     running = engine.generate(replace(REQUEST, steps=1000))
-    await anext(running)
+    await until_painting(running)
     finished: list[str] = []
 
     async def wait(name: str) -> None:
@@ -226,7 +380,6 @@ async def test_the_fake_paints_the_colours_of_the_prompt() -> None:
     engine = make_image_engine(settings("fake"))
     await engine.start()
     for prompt in (PROMPT, "蓝色背景上的一个红色圆形"):
-        data = (await pictures(engine, replace(REQUEST, prompt=prompt)))[0]
-        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        pixels = pixels_of((await pictures(engine, replace(REQUEST, prompt=prompt)))[0])
         assert tuple(pixels[0, 0]) == (34, 74, 214)
         assert tuple(pixels[64, 64]) == (226, 32, 38)
