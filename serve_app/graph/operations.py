@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource, Surface
@@ -23,6 +23,8 @@ class ChatCall:
     body: dict[str, Any]
     images: tuple[ImageSource, ...] = ()
     surface: Surface = "chat"
+    scope: str = ""
+    """Whose request it is: pictures are cached apart for each."""
 
 
 class Operations:
@@ -74,7 +76,8 @@ class Operations:
     ) -> tuple[ModelSettings, ChatRequest, list[PendingPicture]]:
         model = self.catalog.for_task(call.body.get("model"), "vision_language")
         self.readiness.require(model)
-        pictures = [self._preprocessing.prepare(source) for source in call.images]
+        sources = [replace(source, scope=call.scope) for source in call.images]
+        pictures = [self._preprocessing.prepare(source) for source in sources]
         request = ChatRequest(request_id, {**call.body, "model": model.id}, call.surface)
         return model, request, pictures
 
