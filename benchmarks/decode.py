@@ -1,7 +1,7 @@
 """Images per second and core: from the bytes that a client sends to pixels at a model's budget.
 
 A 12-megapixel JPEG is made here, with the detail of a photograph. Compared are plain Pillow (open, convert,
-resize with the same filter, and with LANCZOS as `thumbnail` is often called) in this process, and the decoding
+resize; with LANCZOS, and with the filter that the deployment uses too) in this process, and the decoding
 processes of the preprocessing deployment, hand-over, hash and base64 included. Counted is CPU time, of all
 processes together, so that a neighbour's load does not matter; the runs take turns.
 
