@@ -87,11 +87,11 @@ async def test_an_unknown_detail_is_named(url: str, detail: Any) -> None:
 
 
 async def test_each_limit_has_its_own_error(start) -> None:
-    base, _ = await start(prep={"max_bytes": 50_000, "max_source_pixels": 350_000, "max_frames": 5})
+    base, _ = await start(prep={"max_bytes": 90_000, "max_source_pixels": 350_000, "max_frames": 5})
     frames = [noise(64, 64, i) for i in range(6)]
     animated = [file(frames[0], kind, save_all=True, append_images=frames[1:]) for kind in ("PNG", "WEBP")]
     expected = [
-        (bytes(60_000), 413, "payload_too_large", "larger than 50,000 bytes"),
+        (bytes(99_000), 413, "payload_too_large", "larger than 90,000 bytes"),
         (file(Image.new("RGB", (600, 600))), 400, "invalid_image", "at most 350,000"),
         *((data, 400, "too_many_frames", "more than 5 frames") for data in (*animated, many_frames(5))),
     ]
