@@ -1,20 +1,19 @@
 """How many tokens a chunk of a stream carries, so that many fast streams do not pay for each token apart.
 
 Making a chunk, writing it and reading it costs about as much as a small model's token. vLLM can put several
-tokens into one (`stream_interval`). Here that follows from the load: a lone stream gets each token at once, and
-so does every stream of a model whose tokens come more slowly than the spacing, as those of large ones do.
+tokens into one (`stream_interval`). How many follows from the load: a lone stream gets each token at once,
+and so does every stream of a model whose tokens come more slowly than the spacing, as those of large ones do.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SPACING_S = float(os.environ.get("LAB_SPACING", "0.0005"))
+SPACING_S = 0.0005
 """What one more open stream adds to the time between two chunks of each."""
-SPACING_MAX_S = float(os.environ.get("LAB_SPACING_MAX", "0.02"))
+SPACING_MAX_S = 0.02
 """No client sees its text in larger steps for this."""
 TOKENS_MAX = 16
 WEIGHT = 0.02
@@ -38,7 +37,7 @@ class ChunkSize:
     def tokens(self) -> int:
         """For a stream that begins now, itself not counted yet."""
         spacing = min(self._streams * SPACING_S, SPACING_MAX_S)
-        return min(max(int(spacing / self._token_s), 1), TOKENS_MAX)
+        return min(max(int(spacing / self._token_s + 0.25), 1), TOKENS_MAX)
 
     @contextmanager
     def stream(self, tokens: int) -> Iterator[Callable[[], None]]:

@@ -5,13 +5,13 @@ the caller hears of it.
 
 Text goes by value over Serve's gRPC transport. Pictures go by reference through Ray's object store: the
 transport takes 4 MiB at most, and the array never passes through the ingress. Streamed tokens come over a
-connection of their own (`token_receiver.py`); the streaming call that asks for them only says how they end.
+connection of their own (`token_receiver.py`); the streaming call that asks for them says how they end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -19,15 +19,12 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.contracts.errors import AtelierError, EngineFailed, Overloaded, Unavailable
+from deployments.contracts.errors import AtelierError, Overloaded, Unavailable
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
 from serve_app.graph.backends import PendingPicture
 from serve_app.graph.pace import Pace
 from serve_app.graph.readiness import State
-from serve_app.graph.token_receiver import Inlet, Receiver
-
-STRAY_S = 5
-"""How long the last tokens may take after the call that asked for them has ended well."""
+from serve_app.graph.token_receiver import Pushing, Receiver
 
 
 class Line:
@@ -40,7 +37,6 @@ class Line:
     def __init__(self, on_lost: Callable[[], None]) -> None:
         self.lost = on_lost
         self.pace = Pace()
-        self.relays: set[asyncio.Task[None]] = set()
 
 
 class PreprocessingHandle:
@@ -65,26 +61,22 @@ class VisionLanguageHandle:
     def __init__(self, handle: DeploymentHandle, on_lost: Callable[[], None], receiver: Receiver) -> None:
         self._by_value = handle
         self._by_reference = handle.options(_by_reference=True)
-        self._stream_by_value = self._by_value.options(stream=True)
-        self._stream_by_reference = self._by_reference.options(stream=True)
+        self._push_by_value = Pushing(self._by_value.options(stream=True).push_chat, receiver)
+        self._push_by_reference = Pushing(self._by_reference.options(stream=True).push_chat, receiver)
         self._line = Line(on_lost)
-        self._receiver = receiver
+
+    def _pick(self, pictures: Sequence[PendingPicture]) -> DeploymentHandle:
+        return self._by_reference if pictures else self._by_value
 
     async def chat(self, request: ChatRequest, pictures: Sequence[PendingPicture]) -> bytes:
-        handle = self._by_reference if pictures else self._by_value
-        answer: bytes = await _call(handle.chat, (request, *pictures), self._line)
+        answer: bytes = await _call(self._pick(pictures).chat, (request, *pictures), self._line)
         return answer
 
     def stream_chat(
         self, request: ChatRequest, pictures: Sequence[PendingPicture]
     ) -> AsyncGenerator[list[bytes], None]:
-        handle = self._stream_by_reference if pictures else self._stream_by_value
-
-        async def open_stream() -> Pushed:
-            inlet = await self._receiver.open()
-            return Pushed(inlet, handle.push_chat.remote(inlet.address, request, *pictures), self._line)
-
-        return _stream(open_stream, self._line)
+        method = self._push_by_reference if pictures else self._push_by_value
+        return _stream(method, (request, *pictures), self._line)
 
 
 class ImageGeneratorHandle:
@@ -95,10 +87,7 @@ class ImageGeneratorHandle:
         self._line = Line(on_lost)
 
     def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        async def open_stream() -> Any:
-            return self._handle.generate.remote(request)
-
-        return _stream(open_stream, self._line)
+        return _stream(self._handle.generate, (request,), self._line)
 
 
 async def _call(method: Any, args: tuple[Any, ...], line: Line) -> Any:
@@ -114,10 +103,10 @@ async def _call(method: Any, args: tuple[Any, ...], line: Line) -> Any:
         raise translate(error, line) from error
 
 
-async def _stream(open_stream: Callable[[], Awaitable[Any]], line: Line) -> AsyncGenerator[Any, None]:
+async def _stream(method: Any, args: tuple[Any, ...], line: Line) -> AsyncGenerator[Any, None]:
     """Items of a streaming call, which is made again, once, if the replica dies before the first."""
     started = finished = False
-    response = await open_stream()
+    response = method.remote(*args)
     try:
         with line.pace.request():
             while not finished:
@@ -130,7 +119,7 @@ async def _stream(open_stream: Callable[[], Awaitable[Any]], line: Line) -> Asyn
                     if started:
                         raise
                     line.lost()
-                    started, response = True, await open_stream()
+                    started, response = True, method.remote(*args)
     except Exception as error:
         finished = True
         raise translate(error, line) from error
@@ -138,48 +127,6 @@ async def _stream(open_stream: Callable[[], Awaitable[Any]], line: Line) -> Asyn
         if not finished:
             # The reader stopped early (a client that went away): free the engine's slot now.
             response.cancel()
-
-
-class Pushed:
-    """A stream whose tokens come over a connection of their own; read and cancelled like Ray's own.
-
-    Args:
-        inlet: what its replica sends to.
-        response: the streaming call that asked for it.
-    """
-
-    def __init__(self, inlet: Inlet, response: Any, line: Line) -> None:
-        self._inlet = inlet
-        self._response = response
-        self._relaying = asyncio.create_task(self._relay())
-        line.relays.add(self._relaying)  # it may outlive the reader by a moment
-        self._relaying.add_done_callback(line.relays.discard)
-
-    async def _relay(self) -> None:
-        """Hears how the call ends. What the replica could not send over a connection comes here as well."""
-        pushed = False
-        try:
-            async for batch in self._response:
-                pushed = not batch
-                self._inlet.feed(batch)
-            if pushed and not self._inlet.ended:
-                await asyncio.sleep(STRAY_S)
-            if pushed:
-                self._inlet.fail(EngineFailed("The connection to the model's replica broke."))
-            self._inlet.feed([], end=True)
-        except Exception as error:
-            self._inlet.fail(error)
-
-    async def __aiter__(self) -> AsyncGenerator[list[bytes], None]:
-        try:
-            while batch := await self._inlet.get():
-                yield batch
-        finally:
-            self._inlet.close()
-
-    def cancel(self) -> None:
-        self._relaying.cancel()
-        self._response.cancel()
 
 
 def translate(error: BaseException, line: Line) -> Exception:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource, Surface
 from deployments.contracts.settings import ModelSettings
+from serve_app.graph.affinity import affinity_key
 from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.readiness import Readiness
@@ -75,8 +76,14 @@ class Operations:
         model = self.catalog.for_task(call.body.get("model"), "vision_language")
         self.readiness.require(model)
         pictures = [self._preprocessing.prepare(source) for source in call.images]
-        request = ChatRequest(request_id, {**call.body, "model": model.id}, call.surface)
+        body = {**call.body, "model": self.catalog.served_name(call.body.get("model"), model)}
+        request = ChatRequest(request_id, body, call.surface, self._affinity(model, call))
         return model, request, pictures
+
+    @staticmethod
+    def _affinity(model: ModelSettings, call: ChatCall) -> str:
+        several = model.autoscaling.max_replicas > 1
+        return affinity_key(call.body, call.images) if several else ""
 
     async def _first_while_up(
         self, model: ModelSettings, stream: AsyncGenerator[T, None]

@@ -1,4 +1,8 @@
-"""The ingress's end of the connections that bring tokens from the replicas (see contracts/channel.py)."""
+"""The ingress's end of the connections that bring tokens from the replicas (see contracts/channel.py).
+
+The streaming call that asks for them stays open meanwhile: it holds the replica's slot, carries the
+cancellation, and says how the stream ended.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,17 @@ import asyncio
 import hmac
 import itertools
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
+from typing import Any
 
 from deployments.contracts.channel import TOKEN_BYTES, Address, Frames, frame, parts_of
+from deployments.contracts.errors import EngineFailed
 
 PAUSE_BYTES = 256 * 1024
 """What may wait for one slow client before its replica is asked to pause."""
+STRAY_S = 5.0
+"""How long the last tokens may take after the call that asked for them has ended well."""
 
 
 class Receiver:
@@ -29,6 +37,8 @@ class Receiver:
         self._inlets: dict[int, Inlet] = {}
         self._starting: asyncio.Future[int] | None = None
         self._server: asyncio.Server | None = None
+        self.relays: set[asyncio.Task[None]] = set()
+        """They may outlive the readers of their streams by a moment."""
 
     async def open(self) -> Inlet:
         """A new stream."""
@@ -114,6 +124,65 @@ class Inlet:
     def close(self) -> None:
         """Whatever still arrives is dropped."""
         self._on_close()
+
+
+class Pushing:
+    """A deployment's streaming method that sends its items to an address, as one that yields them.
+
+    Args:
+        method: takes the address first. Yields one empty list after it has sent everything, or, if it could
+            not connect, the items.
+        receiver: gives the address.
+    """
+
+    def __init__(self, method: Any, receiver: Receiver) -> None:
+        self._method = method
+        self._receiver = receiver
+
+    def remote(self, *args: Any) -> Pushed:
+        return Pushed(self._method, args, self._receiver)
+
+
+class Pushed:
+    """The stream of one call; read and cancelled like Ray's own."""
+
+    def __init__(self, method: Any, args: tuple[Any, ...], receiver: Receiver) -> None:
+        self._method = method
+        self._args = args
+        self._receiver = receiver
+        self._relaying: asyncio.Task[None] | None = None
+        self._response: Any = None
+
+    async def __aiter__(self) -> AsyncGenerator[list[bytes], None]:
+        inlet = await self._receiver.open()
+        try:
+            self._response = self._method.remote(inlet.address, *self._args)
+            self._relaying = asyncio.create_task(self._relay(inlet))
+            self._receiver.relays.add(self._relaying)
+            self._relaying.add_done_callback(self._receiver.relays.discard)
+            while batch := await inlet.get():
+                yield batch
+        finally:
+            inlet.close()
+
+    async def _relay(self, inlet: Inlet) -> None:
+        """Hear how the call ends; what its replica could not send to the address comes here as well."""
+        pushed = False
+        try:
+            async for batch in self._response:
+                pushed = not batch
+                inlet.feed(batch)
+            if pushed and not inlet.ended:
+                await asyncio.sleep(STRAY_S)
+                inlet.fail(EngineFailed("The connection to the model's replica broke."))
+            inlet.feed([], end=True)
+        except Exception as error:
+            inlet.fail(error)
+
+    def cancel(self) -> None:
+        if self._relaying is not None:
+            self._relaying.cancel()
+            self._response.cancel()
 
 
 class _Connection(asyncio.Protocol):
