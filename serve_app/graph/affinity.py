@@ -1,7 +1,7 @@
 """Which replica a conversation or a picture belongs to: the one whose caches already hold it.
 
 Nothing is remembered. A request has a key, and the replicas are ranked by a hash of the key and their own
-names (rendezvous hashing): every ingress ranks them alike, and one that comes or goes moves only its own share.
+names (rendezvous hashing): every ingress ranks them alike, and who comes or goes moves its own share only.
 """
 
 from __future__ import annotations

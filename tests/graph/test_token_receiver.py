@@ -123,7 +123,7 @@ async def test_a_wrong_token_reaches_nobody(receiver: Receiver) -> None:
     connection = await Senders().connection(wrong)
     assert connection is not None
     with connection.outlet(wrong.stream) as outlet:
-        while not connection.lost:  # noqa: ASYNC110
+        while not connection.lost:
             await outlet.send([b"forged"])
             await asyncio.sleep(0.01)
         with pytest.raises(EngineFailed):
