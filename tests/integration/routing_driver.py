@@ -31,7 +31,13 @@ async def main() -> None:
             await asyncio.sleep(request.body.get("seconds", 0))
             return os.getpid()
 
-    handle = serve.run(Who.bind())
+    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
+    class Edge:  # the deployment that HTTP reaches has HAProxy for a router
+        def __init__(self, who: object) -> None:
+            self.who = who
+
+    serve.run(Edge.bind(Who.bind()))
+    handle = serve.get_deployment_handle("Who", "default")
 
     async def ask(key: str, seconds: float = 0) -> int:
         return await handle.chat.remote(ChatRequest("r", {"seconds": seconds}, "chat", key))
@@ -40,7 +46,9 @@ async def main() -> None:
     # Four of one key at a time are all that its replica takes; the others must not wait for it.
     crowd = await asyncio.gather(*[ask(KEYS[0], 1.0) for _ in range(8)])
     without = [await ask("") for _ in KEYS]
-    print(json.dumps({"turns": turns, "crowd": crowd, "without": without}))
+    print(json.dumps({"turns": turns, "crowd": crowd, "without": without}), flush=True)
+    # While this loop, which the handle's router belongs to, still runs.
+    await asyncio.to_thread(serve.shutdown)
 
 
 if __name__ == "__main__":
@@ -50,7 +58,4 @@ if __name__ == "__main__":
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     asyncio.run(main())
-    from ray import serve
-
-    serve.shutdown()
     ray.shutdown()
