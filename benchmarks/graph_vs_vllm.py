@@ -1,10 +1,11 @@
 """The graph against plain `vllm serve`: same checkpoint, same engine arguments, same machine, one run.
 
 Both servers are up at once and take turns, round by round, so that a neighbour's load hits both. The client
-is vLLM's own (`vllm bench serve`), 64 random tokens in, 64 out. Prints a table of medians over the rounds
-and, last, one line of JSON with the ratios graph / vLLM.
+for text is vLLM's own (`vllm bench serve`), 64 random tokens in, 64 out; pictures are sent by
+`benchmarks/pictures.py`. Prints a table of medians over the rounds and, last, one line of JSON with the
+ratios graph / vLLM.
 
-    python -m benchmarks.graph_vs_vllm [--rounds 3] [--profile demo] [--eager]
+    python -m benchmarks.graph_vs_vllm [--rounds 3] [--profile demo] [--eager] [--only text|pictures]
 
 The demo profile runs its model uncompiled to start soon. An engine that slow would hide what the graph costs,
 so it is compiled here, on both sides, unless --eager is given.
@@ -23,11 +24,16 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from benchmarks import pictures
 from benchmarks.servers import ENVIRONMENT, graph, vllm_serve
+from deployments.contracts.settings import ModelSettings
 from serve_app.settings import load_settings, profile_path
 
-RUNS = {1: 60, 16: 480}
+RUNS = {1: 60, 16: 320, 64: 512}
 """Streams at a time → prompts."""
+Seen = dict[str, dict[str, list[float]]]
+"""Figure → server → one value a round."""
+
 FIGURES = {"requests/s": "request_throughput", "TTFT ms": "median_ttft_ms", "TPOT ms": "median_tpot_ms"}
 
 
@@ -70,34 +76,51 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--eager", action="store_true", help="as the profile says, without compiling")
+    parser.add_argument("--only", choices=["text", "pictures"], help="half of it")
     options = parser.parse_args()
-    seen: dict[tuple[str, int, str], list[float]] = {}
+    seen = Seen()
     with tempfile.TemporaryDirectory() as name:
         folder, profile = Path(name), profile_path(options.profile)
         profile = profile if options.eager else compiled(profile, folder)
         models = load_settings(profile).models
         model = next(model for model in models if model.task == "vision_language")
         with graph(str(profile), folder) as ours, vllm_serve(model, folder) as theirs:
+            urls = {"graph": ours, "vllm": theirs}
             for number in range(options.rounds):
-                for streams, prompts in RUNS.items():
-                    for who, url in (("graph", ours), ("vllm", theirs)):
-                        figures = measure(url, model.id, model.source, streams, prompts, folder)
-                        for title, key in FIGURES.items():
-                            seen.setdefault((title, streams, who), []).append(figures[key])
+                if options.only != "pictures":
+                    text_round(urls, model, folder, seen)
+                if options.only != "text":
+                    picture_round(urls, model, number, seen)
                 print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
     report(seen)
 
 
-def report(seen: dict[tuple[str, int, str], list[float]]) -> None:
+def text_round(urls: dict[str, str], model: ModelSettings, folder: Path, seen: Seen) -> None:
+    """Every number of streams once, for each server."""
+    for streams, prompts in RUNS.items():
+        for who, url in urls.items():
+            figures = measure(url, model.id, model.source, streams, prompts, folder)
+            for title, key in FIGURES.items():
+                seen.setdefault(f"{title} at {streams}", {}).setdefault(who, []).append(figures[key])
+
+
+def picture_round(urls: dict[str, str], model: ModelSettings, number: int, seen: Seen) -> None:
+    """Every kind of picture once, the same ones for each server."""
+    for title, run in pictures.RUNS.items():
+        for who, url in urls.items():
+            rate = pictures.requests_per_second(url, run, model.id, seed=1000 * number)
+            seen.setdefault(f"requests/s, {title}", {}).setdefault(who, []).append(rate)
+
+
+def report(seen: Seen) -> None:
     """The table and the line of JSON."""
     ratios = {}
-    print(f"{'':>24} {'graph':>9} {'vllm serve':>11} {'ratio':>7}")
-    for title in FIGURES:
-        for streams in RUNS:
-            ours = statistics.median(seen[title, streams, "graph"])
-            theirs = statistics.median(seen[title, streams, "vllm"])
-            ratios[f"{title} at {streams}"] = round(ours / theirs, 3)
-            print(f"{title + f' at {streams}':>24} {ours:9.2f} {theirs:11.2f} {ours / theirs:7.2f}")
+    width = max(map(len, seen))
+    print(f"{'':>{width}} {'graph':>9} {'vllm serve':>11} {'ratio':>7}")
+    for title, by in sorted(seen.items()):
+        ours, theirs = statistics.median(by["graph"]), statistics.median(by["vllm"])
+        ratios[title] = round(ours / theirs, 3)
+        print(f"{title:>{width}} {ours:9.2f} {theirs:11.2f} {ours / theirs:7.2f}")
     print(json.dumps(ratios))
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
+from typing import Any
 
+from deployments.contracts.channel import Address
 from deployments.contracts.engines import ChatEngine
 from deployments.contracts.errors import AtelierError, EngineFailed
 from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.factory import make_chat_engine
 from deployments.replica import EngineReplica
+from deployments.token_sender import Senders
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class VisionLanguage(EngineReplica[ChatEngine]):
 
     # Serve awaits it, and routes here afterwards.
     async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]
+        self._senders = Senders()
         await self._start(make_chat_engine(settings))
 
     async def chat(self, request: ChatRequest, *pictures: Picture) -> bytes:
@@ -54,6 +58,30 @@ class VisionLanguage(EngineReplica[ChatEngine]):
                         yield batch
         finally:
             self._streams -= 1
+
+    async def push_chat(
+        self, address: Address, request: ChatRequest, *pictures: Picture
+    ) -> AsyncGenerator[list[bytes], None]:
+        """The same, sent straight to whoever listens at `address`.
+
+        Yields one empty list at the end; or, if nobody answers there, what `stream_chat` yields.
+        """
+        connection = await self._senders.connection(address)
+        async with aclosing(self.stream_chat(request, *pictures)) as batches:
+            if connection is None:
+                async for batch in batches:
+                    yield batch
+                return
+            with connection.outlet(address.stream) as outlet:
+                async for batch in batches:
+                    await outlet.send(batch)
+                outlet.end()
+        yield []
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        if (senders := self.__dict__.get("_senders")) is not None:
+            senders.close()
+        return super().__del__()
 
     def _spacing(self) -> float:
         return min(self._streams * SPACING_S, SPACING_MAX_S) if self._streams > 1 else 0

@@ -15,6 +15,7 @@ from deployments.image_generator import ImageGenerator
 from deployments.preprocessing import Preprocessing
 from deployments.vision_language import VisionLanguage
 from serve_app.cluster import find_cards
+from serve_app.graph.routing import AffinityRouter
 from serve_app.ingress.server import Ingress
 from serve_app.plan import choose_profile, require_fit
 from serve_app.settings import AppSettings, load_settings, profile_path
@@ -86,6 +87,9 @@ def _preprocessing(settings: AppSettings) -> Application:
 
 
 def _model_deployment(model: ModelSettings) -> Application:
+    routed: dict[str, Any] = {}
+    if model.task == "vision_language" and model.autoscaling.max_replicas > 1:
+        routed["request_router_config"] = RequestRouterConfig(request_router_class=AffinityRouter)
     deployment = serve.deployment(_SHELLS[model.task]).options(
         name=model.deployment_name,
         logging_config=_LOGGING,
@@ -100,6 +104,7 @@ def _model_deployment(model: ModelSettings) -> Application:
         # A picture or a long answer may well take longer than Serve's default of 20 s.
         graceful_shutdown_timeout_s=120,
         health_check_period_s=5,
+        **routed,
     )
     return deployment.bind(model)
 

@@ -41,7 +41,7 @@ class AppSettings(Frozen):
     def _names_are_unique(self) -> AppSettings:
         seen: dict[str, str] = {}
         for model in self.models:
-            for name in (model.id, *model.aliases):
+            for name in model.names:
                 if name in seen:
                     raise ValueError(f"the name {name!r} is given to both {seen[name]!r} and {model.id!r}")
                 seen[name] = model.id
@@ -85,8 +85,11 @@ def profile_path(name: str) -> Path:
 
 def _with_local_source(model: ModelSettings) -> ModelSettings:
     # Replicas run in other working directories, so a path inside the project is made absolute here.
-    local = PROJECT / model.source
-    return model.model_copy(update={"source": str(local)}) if model.source and local.exists() else model
+    def local(source: str) -> str:
+        return str(PROJECT / source) if source and (PROJECT / source).exists() else source
+
+    adapters = {name: local(source) for name, source in model.adapters.items()}
+    return model.model_copy(update={"source": local(model.source), "adapters": adapters})
 
 
 def _explain(path: Path, tree: Any, error: ValidationError) -> str:

@@ -70,6 +70,8 @@ class ChatRequest:
     request_id: str
     body: dict[str, Any]
     surface: Surface = "chat"
+    affinity: str = ""
+    """Requests that share it find more in the caches of one replica; empty where that does not matter."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class ModelSettings(Frozen):
     engine: Literal["vllm", "diffusers", "fake"]
     source: str = ""
     """Checkpoint: a hub id or a folder. A relative path that exists in the project is taken from there."""
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """LoRA adapters of a vLLM model: the id that requests ask for, and the adapter's folder or hub id."""
     gpu_fraction: Annotated[float, Field(ge=0)] = 0
     """Share of one GPU: Ray's num_gpus, vLLM's gpu_memory_utilization and torch's memory cap. 0 runs on the
     CPU; a whole number above 1 takes that many cards of one node for tensor parallelism."""
@@ -64,6 +66,11 @@ class ModelSettings(Frozen):
         return self.max_ongoing_requests + self.max_queued_requests
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All that a request may call it."""
+        return (self.id, *self.aliases, *self.adapters)
+
+    @property
     def deployment_name(self) -> str:
         """Name of its Serve deployment, unique per model id."""
         shell = {"vision_language": "VisionLanguage", "image_generation": "ImageGenerator"}[self.task]
@@ -76,6 +83,8 @@ class ModelSettings(Frozen):
             raise ValueError(f"engine {self.engine!r} cannot do {self.task}: use one of {engines[self.task]}")
         if self.gpu_fraction > 1 and self.gpu_fraction != int(self.gpu_fraction):
             raise ValueError("gpu_fraction above 1 must be a whole number of cards")
+        if self.adapters and self.engine != "vllm":
+            raise ValueError("adapters need engine: vllm")
         if self.engine != "fake" and not self.source:
             raise ValueError("source is required: a checkpoint folder or hub id")
         if self.task == "image_generation" and self.generation is None:

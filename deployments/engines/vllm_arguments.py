@@ -15,6 +15,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 OWNED = {
     "model": "it is the model entry's `source`",
     "served-model-name": "it is the model entry's `id` and `aliases`",
+    "enable-lora": "it follows from the model entry's `adapters`",
+    "lora-modules": "it is the model entry's `adapters`",
     "allowed-local-media-path": "the engine never reads files that a request names",
     "allowed-media-domains": "the engine never fetches; preprocessing does",
     "trust-request-chat-template": "requests never bring their own chat template",
@@ -76,8 +78,13 @@ def prepare_environment(settings: ModelSettings) -> None:
 def _owned(settings: ModelSettings) -> dict[str, Any]:
     gpu = min(settings.gpu_fraction, GPU_MEMORY_MAX)
     cards = {"tensor-parallel-size": int(settings.gpu_fraction)} if settings.gpu_fraction > 1 else {}
+    adapters: dict[str, Any] = {}
+    if settings.adapters:
+        named = [{"name": name, "path": checkpoint(path)} for name, path in settings.adapters.items()]
+        adapters = {"enable-lora": True, "lora-modules": named}
     return {
         **cards,
+        **adapters,
         "model": checkpoint(settings.source),
         "served-model-name": [settings.id, *settings.aliases],
         "gpu-memory-utilization": gpu or CPU_MEMORY,

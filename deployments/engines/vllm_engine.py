@@ -19,6 +19,7 @@ from typing import Any
 from deployments.contracts.errors import AtelierError, EngineFailed, ModelLoading
 from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
+from deployments.engines.chunk_size import ChunkSize
 from deployments.engines.orphans import OrphanGuard
 from deployments.engines.vllm_arguments import prepare_environment, serve_arguments
 from deployments.engines.vllm_requests import (
@@ -42,6 +43,7 @@ class VllmEngine:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._guard = OrphanGuard()
+        self._chunk_size = ChunkSize()
         self._llm: Any = None
         self._state: Any = None
 
@@ -124,15 +126,18 @@ class VllmEngine:
         self, request: ChatRequest, pictures: Sequence[Picture]
     ) -> AsyncGenerator[bytes, None]:
         finished = False
-        frames = await self._create(request, pictures, stream=True)
+        tokens = self._chunk_size.tokens()
+        frames = await self._create(request, pictures, stream=True, tokens=tokens)
         try:
-            async for item in frames:
-                data = read_item(item)
-                if data is None:
-                    break
-                if is_error(data):
-                    raise self._broken(request, json.loads(data))
-                yield data.encode()
+            with self._chunk_size.stream(tokens) as chunk:
+                async for item in frames:
+                    data = read_item(item)
+                    if data is None:
+                        break
+                    if is_error(data):
+                        raise self._broken(request, json.loads(data))
+                    chunk()
+                    yield data.encode()
             finished = True
         except AtelierError:
             raise
@@ -145,12 +150,14 @@ class VllmEngine:
                 await self._abort(request)
             await frames.aclose()
 
-    async def _create(self, request: ChatRequest, pictures: Sequence[Picture], *, stream: bool) -> Any:
+    async def _create(
+        self, request: ChatRequest, pictures: Sequence[Picture], *, stream: bool, tokens: int = 1
+    ) -> Any:
         """vLLM's response, or its generator of server-sent events."""
         if self._state is None:
             raise ModelLoading(f"{self._settings.id} is not loaded.", retry_after=self._settings.load_seconds)
         surface = SURFACES[request.surface]
-        translated = vllm_request(request, pictures, stream=stream)
+        translated = vllm_request(request, pictures, stream=stream, tokens=tokens)
         serving = getattr(self._state, surface.serving)
         # All that vLLM asks of an HTTP request: where messages take their id from.
         http = SimpleNamespace(headers={"X-Request-Id": request.request_id}, state=SimpleNamespace())

@@ -28,8 +28,8 @@ _MAX_TOKENS = re.compile(r"max(?:_completion)?_tokens=(\d+) cannot be greater th
 _APPENDIX = re.compile(r" \((?:parameter|value)=.*\)$", re.DOTALL)
 
 
-def vllm_request(request: ChatRequest, pictures: Sequence[Picture], *, stream: bool) -> Any:
-    """The request of the surface's own vLLM class. Raises InvalidRequest."""
+def vllm_request(request: ChatRequest, pictures: Sequence[Picture], *, stream: bool, tokens: int = 1) -> Any:
+    """The request of the surface's own vLLM class, to stream `tokens` a chunk. Raises InvalidRequest."""
     from pydantic import ValidationError
 
     surface = SURFACES[request.surface]
@@ -38,6 +38,9 @@ def vllm_request(request: ChatRequest, pictures: Sequence[Picture], *, stream: b
         body["stream"] = stream
     if surface.id_format is not None:
         body["request_id"] = surface.id_format.format(request.request_id)
+    # vLLM's parsers of tool calls were written for a token at a time.
+    if stream and tokens > 1 and surface.takes_chunk_size and not body.get("tools"):
+        body.setdefault("stream_interval", tokens)
     if not stream:
         body.pop("stream_options", None)
     try:

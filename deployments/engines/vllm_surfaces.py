@@ -59,6 +59,8 @@ class Surface:
     id_format: str | None = None
     """Where vLLM takes the request's id from its body: how it reads."""
     dump: dict[str, Any] = field(default_factory=dict)
+    takes_chunk_size: bool = False
+    """Whether its body may say how many tokens go into a chunk."""
 
     def request_class(self) -> Any:
         module, name = self.request.split(":")
@@ -74,6 +76,7 @@ SURFACES = {
         _chat_body,
         lambda request_id: [f"chatcmpl-{request_id}"],
         "{}",
+        takes_chunk_size=True,
     ),
     "completions": Surface(
         "openai_serving_completion",
@@ -83,6 +86,7 @@ SURFACES = {
         _text_body,
         lambda request_id: [f"cmpl-{request_id}-{i}" for i in range(MAX_PROMPTS)],
         "{}",
+        takes_chunk_size=True,
     ),
     "responses": Surface(
         "openai_serving_responses",

@@ -1,4 +1,4 @@
-"""The models by id and alias."""
+"""The models by id and alias, and their adapters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Catalog:
 
     def __init__(self, models: Sequence[ModelSettings]) -> None:
         self.models = tuple(models)
-        self._by_name = {name: model for model in models for name in (model.id, *model.aliases)}
+        self._by_name = {name: model for model in models for name in model.names}
 
     def get(self, name: str) -> ModelSettings:
-        """The model with this id or alias.
+        """The model with this id, alias or adapter.
 
         Raises:
             ModelNotFound: there is none; the message lists those there are.
@@ -26,10 +26,15 @@ class Catalog:
         try:
             return self._by_name[name]
         except KeyError:
-            known = ", ".join(model.id for model in self.models)
+            known = ", ".join(name for model in self.models for name in (model.id, *model.adapters))
             raise ModelNotFound(
                 f"The model {name[:100]!r} does not exist. Available models: {known}.", param="model"
             ) from None
+
+    @staticmethod
+    def served_name(name: str | None, model: ModelSettings) -> str:
+        """What the model's engine is asked for: the model itself, or one of its adapters."""
+        return name if name is not None and name in model.adapters else model.id
 
     def for_task(self, name: str | None, task: Task) -> ModelSettings:
         """The named model, or the first one of the task if the client named none.

@@ -4,7 +4,8 @@ A request whose replica dies before it has answered anything is given to another
 the caller hears of it.
 
 Text goes by value over Serve's gRPC transport. Pictures go by reference through Ray's object store: the
-transport takes 4 MiB at most, and the array never passes through the ingress.
+transport takes 4 MiB at most, and the array never passes through the ingress. Streamed tokens come over a
+connection of their own (`token_receiver.py`); the streaming call that asks for them says how they end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, 
 from serve_app.graph.backends import PendingPicture, ReplicaLost
 from serve_app.graph.pace import Pace
 from serve_app.graph.readiness import State
+from serve_app.graph.token_receiver import Pushing, Receiver
 
 BROADCAST_S = 5.0
 """How long every replica has to answer a call that goes to all."""
@@ -70,11 +72,14 @@ class VisionLanguageHandle:
     Args:
         handle: of the deployment.
         on_lost: called when a replica seems to have died.
+        receiver: where its tokens come in.
     """
 
-    def __init__(self, handle: DeploymentHandle, on_lost: Callable[[], None]) -> None:
+    def __init__(self, handle: DeploymentHandle, on_lost: Callable[[], None], receiver: Receiver) -> None:
         self._by_value = handle
         self._by_reference = handle.options(_by_reference=True)
+        self._push_by_value = Pushing(self._by_value.options(stream=True).push_chat, receiver)
+        self._push_by_reference = Pushing(self._by_reference.options(stream=True).push_chat, receiver)
         self._line = Line(on_lost)
 
     def _pick(self, pictures: Sequence[PendingPicture]) -> DeploymentHandle:
@@ -87,8 +92,8 @@ class VisionLanguageHandle:
     def stream_chat(
         self, request: ChatRequest, pictures: Sequence[PendingPicture]
     ) -> AsyncGenerator[list[bytes], None]:
-        handle = self._pick(pictures).options(stream=True)
-        return _stream(handle.stream_chat, (request, *pictures), self._line)
+        method = self._push_by_reference if pictures else self._push_by_value
+        return _stream(method, (request, *pictures), self._line)
 
 
 class ImageGeneratorHandle:

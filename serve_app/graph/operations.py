@@ -20,6 +20,7 @@ from deployments.contracts.messages import (
     Surface,
 )
 from deployments.contracts.settings import ModelSettings
+from serve_app.graph.affinity import affinity_key
 from serve_app.graph.backends import (
     ChatBackend,
     ImageBackend,
@@ -101,8 +102,14 @@ class Operations:
         self.readiness.require(model)
         sources = [replace(source, scope=call.scope) for source in call.images]
         pictures = [self._preprocessing.prepare(source) for source in sources]
-        request = ChatRequest(request_id, {**call.body, "model": model.id}, call.surface)
+        body = {**call.body, "model": self.catalog.served_name(call.body.get("model"), model)}
+        request = ChatRequest(request_id, body, call.surface, self._affinity(model, call))
         return model, request, pictures
+
+    @staticmethod
+    def _affinity(model: ModelSettings, call: ChatCall) -> str:
+        several = model.autoscaling.max_replicas > 1
+        return affinity_key(call.body, call.images) if several else ""
 
     async def _first_while_up(
         self, model: ModelSettings, stream: AsyncGenerator[T, None]

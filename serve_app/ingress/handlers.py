@@ -9,7 +9,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.contracts.settings import ModelSettings
 from serve_app.graph.operations import Operations
 from serve_app.graph.readiness import UP
 from serve_app.ingress.body import read_json
@@ -47,22 +46,26 @@ class Handlers:
 
     async def models(self, request: Request) -> Response:
         """All models, loaded or not."""
-        data = [self._model(model) for model in self._operations.catalog.models]
+        catalog = self._operations.catalog
+        data = [self._model(name) for model in catalog.models for name in (model.id, *model.adapters)]
         return json_response({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
-        """One model, by id or alias."""
-        return json_response(self._model(self._operations.catalog.get(request.path_params["model"])))
+        """One model, by id or alias, or an adapter."""
+        return json_response(self._model(request.path_params["model"]))
 
-    def _model(self, model: ModelSettings) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
+        model = self._operations.catalog.get(name)
+        adapter = name in model.adapters
         return {
-            "id": model.id,
+            "id": name if adapter else model.id,
             "object": "model",
             "created": self._started,
             "owned_by": "atelier",
             "task": model.task,
-            "aliases": model.aliases,
+            "aliases": () if adapter else model.aliases,
             "state": self._operations.readiness.states()[model.id],
+            **({"parent": model.id} if adapter else {}),
         }
 
     def text(self, dialect: Dialect) -> Endpoint:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
@@ -20,6 +21,7 @@ from serve_app.graph.handles import (
 )
 from serve_app.graph.operations import Operations
 from serve_app.graph.readiness import Readiness
+from serve_app.graph.token_receiver import Receiver
 from serve_app.ingress.application import make_application
 from serve_app.settings import AppSettings
 
@@ -40,11 +42,12 @@ class Ingress:
         context = serve.get_replica_context()
         app_name = context.app_name
         readiness = Readiness(settings.models, partial(deployment_states, app_name))
+        receiver = Receiver(ray.util.get_node_ip_address())
         chat: dict[str, Any] = {}
         images: dict[str, Any] = {}
         for model in settings.models:
             if model.task == "vision_language":
-                chat[model.id] = VisionLanguageHandle(models[model.id], readiness.look_now)
+                chat[model.id] = VisionLanguageHandle(models[model.id], readiness.look_now, receiver)
             else:
                 images[model.id] = ImageGeneratorHandle(models[model.id], readiness.look_now)
         self._settings = settings.ingress
