@@ -17,11 +17,6 @@ from deployments.engines.image_ops import digest
 
 QUESTION, QUESTION_ZH = "Describe the picture.", "描述这张图片。"
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
-_CPU_ENVIRONMENT = {
-    # As in configs/demo.yaml: one process, and no thread bound to a core that somebody else works on.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 
 
 class Judge:
@@ -64,10 +59,11 @@ def make_judge_engine(source: str, device: str) -> ChatEngine:
         "max-num-seqs": 4,
         "enforce-eager": True,
         "limit-mm-per-prompt": {"image": 1, "video": 0},
+        "use-tqdm-on-load": False,
     }
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a hundred lines about itself, amid a progress bar
     if not on_gpu:
-        for name, value in _CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other work is on these cores too
         engine_args |= {"distributed-executor-backend": "uni", "kv-cache-memory-bytes": 256 * 2**20}
     return make_chat_engine(
         ModelSettings(
