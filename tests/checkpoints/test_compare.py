@@ -1,4 +1,4 @@
-"""Comparing two checkpoints on the fake engines: each picture measured, each figure a mean of its pictures."""
+"""Comparing two checkpoints on the fake engines: what is measured, counted, written and shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantizing a folder layer by layer, on the demo checkpoint: the bits of quantizing at load, honest sizes."""
+"""Quantizing a folder layer by layer, on the demo checkpoint: the same bits as at load, true figures."""
 
 from __future__ import annotations
 
