@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from deployments.checkpoints.quantize import NoRoom, prepare, quantize_folder
 from deployments.checkpoints.report import FILE, QuantizeReport
@@ -259,6 +260,26 @@ def test_progress_adds_up_to_the_source(tmp_path: Path) -> None:
     assert sum(size for _, _, size in steps) == job.bytes_before
     assert len(steps) == len(job.weights["text_encoder"]) + 2  # the others in one step each
     assert ("vae", "copied", job.weights["vae"].total_bytes) in steps
+
+
+@pytest.mark.real
+def test_one_weight_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the checkpoint's size: when a tensor is read, those before the last are gone."""
+    read: list[StorageWeakRef] = []
+    alive: list[int] = []
+    plain = Weights.__getitem__
+
+    def watched(self: Weights, name: str) -> Any:
+        alive.append(sum(not storage.expired() for storage in read))
+        tensor = plain(self, name).clone()  # in memory, not a view of the file
+        read.append(StorageWeakRef(tensor.untyped_storage()))
+        return tensor
+
+    monkeypatch.setattr(Weights, "__getitem__", watched)
+    quantize_folder(prepare(SOURCE, tmp_path / "dest", QuantizeArgs()), shard_bytes=1)
+    assert len(alive) > 200
+    # Those that are copied wait in the writer until the next one comes.
+    assert max(alive) <= 1
 
 
 # ---------------------------------------------------------------------- refused
