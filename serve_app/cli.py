@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from serve_app.commands.compare import compare
+from serve_app.commands.quantize import quantize
 from serve_app.launch import APP_NAME, PortInUse, fast_path, local_cluster, require_free
 from serve_app.settings import AppSettings, SettingsError, load_settings, profile_names, profile_path
 
@@ -146,6 +148,9 @@ def _print_plan(name: str, settings: AppSettings) -> None:
         )
     console.print(table)
 
+
+app.command()(quantize)
+app.command()(compare)
 
 if __name__ == "__main__":
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,16 +90,40 @@ def require_fit(settings: AppSettings, cards: Sequence[Card]) -> None:
 
 def _require_room_for_weights(settings: AppSettings, cards: Sequence[Card]) -> None:
     for model in settings.models:
-        weights = _weights_gb(Path(model.source))
+        weights = _weights_gb(model)
         share = model.gpu_fraction * min((card.memory_gb for card in cards), default=0)
         if model.gpu_fraction and weights > share:
             raise SettingsError(
                 f"{model.id}: its weights take {weights:.1f} GB and its share of the smallest card is "
-                f"{share:.1f} GB (gpu_fraction {model.gpu_fraction:g}). Raise it or take a larger card."
+                f"{share:.1f} GB (gpu_fraction {model.gpu_fraction:g}). Raise it, take a larger card, or "
+                f"take a quantized copy{_how_to_quantize(model)}."
             )
 
 
-def _weights_gb(source: Path) -> float:
-    """Size of a local checkpoint's weights; 0 for a hub id, whose files are not here yet."""
+def _weights_gb(model: ModelSettings) -> float:
+    """What a local checkpoint's weights will take; 0 for a hub id, whose files are not here yet."""
+    source = Path(model.source)
     files = source.rglob("*.safetensors") if source.is_dir() else ()
-    return sum(file.stat().st_size for file in files) / 2**30
+    return sum(file.stat().st_size * _share_kept(model, file.parent) for file in files) / 2**30
+
+
+def _share_kept(model: ModelSettings, component: Path) -> float:
+    """What is left of a component's 16 bits a weight when it is quantized at load, before it is on the card.
+
+    A bit more than asked for: scales, zero points and the low-rank part take almost one (uint4 with rank 32
+    leaves 0.299 of the full-size transformer: benchmarks/quantized_size.py).
+    """
+    quantize = model.engine_args.get("quantize")
+    already = (component / "quantization_config.json").exists()
+    if model.engine != "diffusers" or not isinstance(quantize, dict) or already:
+        return 1.0
+    if component.name not in quantize.get("components", ("transformer", "text_encoder")):
+        return 1.0
+    bits = re.search(r"[2-8]", str(quantize.get("weights_dtype", "uint4")))
+    return (int(bits.group()) + 1) / 16 if bits else 1.0
+
+
+def _how_to_quantize(model: ModelSettings) -> str:
+    if model.engine != "diffusers":
+        return ""
+    return f": `atelier quantize {model.source} NEW_FOLDER` makes one"

@@ -112,3 +112,31 @@ def test_weights_larger_than_their_share_are_refused(tmp_path: Path) -> None:
     require_fit(settings, [Card("n", "card", 24)])
     with pytest.raises(SettingsError, match=r"m: its weights take 2.0 GB.*1.6 GB"):
         require_fit(settings, [Card("n", "card", 16)])
+
+
+def test_quantizing_at_load_counts_for_the_share(tmp_path: Path) -> None:
+    for name, gigabytes in (("transformer", 38), ("text_encoder", 15), ("vae", 1)):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "model.safetensors").open("wb") as file:
+            file.truncate(gigabytes * 2**30)  # sparse: takes no room
+
+    def fits(engine_args: str, gigabytes: float) -> None:
+        profile = tmp_path / "own.yaml"
+        model = f"id: m, task: image_generation, engine: diffusers, source: {tmp_path}, gpu_fraction: 1"
+        generation = "generation: {size: 64x64, max_pixels: 4096, steps: 1, cfg_scale: 1}"
+        profile.write_text(f"models:\n  - {{{model}, {generation}, engine_args: {{{engine_args}}}}}\n")
+        require_fit(load_settings(profile), [Card("n", "card", gigabytes)])
+
+    with pytest.raises(SettingsError, match=r"54.0 GB .*atelier quantize .* makes one"):
+        fits("", 48)
+    fits("quantize: {}", 24)  # (38 + 15) * 5 / 16 + 1
+    with pytest.raises(SettingsError, match=r"weights take 17.6 GB"):
+        fits("quantize: {}", 16)
+    with pytest.raises(SettingsError, match=r"weights take 27.9 GB"):
+        fits("quantize: {components: [transformer]}", 24)
+    with pytest.raises(SettingsError, match=r"weights take 30.8 GB"):
+        fits("quantize: {weights_dtype: int8}", 24)
+    for name in ("transformer", "text_encoder"):  # quantized already: the files are as large as they get
+        (tmp_path / name / "quantization_config.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"weights take 54.0 GB"):
+        fits("quantize: {}", 48)

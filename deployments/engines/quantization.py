@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,23 +88,41 @@ def quantize_pipeline(
 ) -> None:
     """Quantize components in place, each layer on `device`."""
     import_sdnq(device)
-    import torch
     from sdnq import sdnq_post_load_quant
 
-    options = args.model_dump(exclude={"components"}) | {"torch_dtype": dtype}
+    for name in args.components if only is None else only:
+        with reproducible():
+            quantized = sdnq_post_load_quant(getattr(pipe, name), **sdnq_options(args, device, dtype))
+        setattr(pipe, name, quantized)
+
+
+def sdnq_options(args: QuantizeArgs, device: str = "cpu", dtype: Any = None) -> dict[str, Any]:
+    """Keyword arguments of `sdnq_post_load_quant`; bfloat16 unless `dtype` says otherwise."""
+    import torch
+
+    options = args.model_dump(exclude={"components"}) | {"torch_dtype": dtype or torch.bfloat16}
     if device != "cpu":
         options |= {"quantization_device": device, "return_device": device}
-    threads = torch.get_num_threads()
-    # The low-rank SVD draws at random and sums in an order that follows the thread count: without a seed and
-    # a fixed count, replicas would hold other weights and paint other pictures from one seed.
-    torch.set_num_threads(1)
+    return options
+
+
+@contextmanager
+def reproducible(threads: int = 1) -> Iterator[None]:
+    """Quantize one component inside: the same weights come out each time, whoever asks.
+
+    The low-rank SVD draws at random and sums in an order that follows the thread count: without a seed and a
+    fixed count, replicas would hold other weights and paint other pictures from one seed.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        for name in args.components if only is None else only:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                setattr(pipe, name, sdnq_post_load_quant(getattr(pipe, name), **options))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def save_pipeline(pipe: Any, folder: str | os.PathLike[str]) -> None:
@@ -120,7 +140,14 @@ def import_sdnq(device: str) -> None:
     if device == "cpu":
         # Eager kernels: compiling needs a C++ compiler and costs minutes at start. Read at import.
         os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
-    import sdnq  # noqa: F401
+    # At import it warns that OpenVINO's kernels are not there, which nobody expects.
+    log = logging.getLogger("sdnq")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import sdnq  # noqa: F401
+    finally:
+        log.setLevel(level)
 
 
 def _load_transformer(folder: Path, dtype: Any) -> Any:

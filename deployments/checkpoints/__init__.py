@@ -1,0 +1,1 @@
+"""Work on checkpoint folders apart from serving: quantize one, compare two."""

@@ -1,0 +1,1 @@
+"""Commands of `atelier` that have no server: what they print. The work is in `deployments.checkpoints`."""
