@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from serve_app.ingress.dialects.anthropic_messages import COUNT_TOKENS, MESSAGES
+from serve_app.ingress.dialects.anthropic_messages import COUNT_TOKENS, MESSAGES, anthropic_error
 from serve_app.ingress.dialects.openai_chat import CHAT
 from serve_app.ingress.dialects.openai_completions import COMPLETIONS
 from serve_app.ingress.dialects.openai_responses import RESPONSES
 from serve_app.ingress.dialects.vllm_tokens import DETOKENIZE, TOKENIZE
+from serve_app.ingress.errors import Renderer
 from serve_app.ingress.handlers import Handlers
 
 TEXT = {
@@ -21,6 +22,11 @@ TEXT = {
     "/detokenize": DETOKENIZE,
 }
 """The APIs of language models, each by its dialect."""
+
+ERRORS: dict[str, Renderer] = {
+    "/v1/messages": anthropic_error,
+}
+"""Who writes the errors at and below a path, where it is not OpenAI's API."""
 
 
 def routes(handlers: Handlers) -> list[Route]:
