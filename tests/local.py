@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
 from deployments.contracts.settings import ModelSettings, PreprocessingSettings
 from deployments.image_generator import ImageGenerator
 from deployments.preprocessing import Preprocessing
@@ -65,8 +65,21 @@ class LocalImages:
     def __init__(self, shell: ImageGenerator) -> None:
         self._shell = shell
 
-    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        return self._shell.generate(request)
+    async def generate(
+        self, request: ImageRequest, pictures: Sequence[Any] = ()
+    ) -> AsyncGenerator[ImageEvent, None]:
+        stream = self._shell.generate(request, *[await picture for picture in pictures])
+        try:
+            async for event in stream:
+                yield event
+        finally:
+            await stream.aclose()
+
+    async def queue(self) -> ImageQueue:
+        return await self._shell.queue()
+
+    async def cancel(self, name: str) -> bool:
+        return await self._shell.cancel(name)
 
 
 class Application:

@@ -86,6 +86,8 @@ class GenerationDefaults(Frozen):
     max_steps: Annotated[int, Field(ge=1)] = 100
     cfg_scale: Annotated[float, Field(ge=1)]
     negative_prompt: str = " "
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Longest time for one request, its wait included; None for no limit."""
 
 
 class PreprocessingSettings(Frozen):

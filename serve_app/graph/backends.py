@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
 
 PendingPicture = Any
 """A picture on its way: what `Preprocessor.prepare` returned. Only the backend that takes it resolves it."""
@@ -27,5 +27,13 @@ class ChatBackend(Protocol):
 
 
 class ImageBackend(Protocol):
-    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        """Steps, pictures, usage."""
+    def generate(
+        self, request: ImageRequest, pictures: Sequence[PendingPicture] = ()
+    ) -> AsyncGenerator[ImageEvent, None]:
+        """Queue positions, steps, previews, pictures, usage."""
+
+    async def queue(self) -> ImageQueue:
+        """What every replica paints now and what waits for it; `ahead` counts within a replica."""
+
+    async def cancel(self, name: str) -> bool:
+        """Take out the requests that `name` means on any replica, the client's id or ours."""

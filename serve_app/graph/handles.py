@@ -10,6 +10,7 @@ transport takes 4 MiB at most, and the array never passes through the ingress.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +20,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.contracts.errors import AtelierError, Overloaded, Unavailable
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
 from serve_app.graph.backends import PendingPicture
 from serve_app.graph.pace import Pace
 from serve_app.graph.readiness import State
+
+BROADCAST_S = 5.0
+"""How long every replica has to answer a call that goes to all."""
 
 
 class Line:
@@ -75,14 +79,64 @@ class VisionLanguageHandle:
 
 
 class ImageGeneratorHandle:
-    """Calls one `ImageGenerator` deployment. Its events carry encoded pictures, so they go by reference."""
+    """Calls one `ImageGenerator` deployment. Pictures go by reference, on the way there and back."""
 
     def __init__(self, handle: DeploymentHandle, on_lost: Callable[[], None]) -> None:
-        self._handle = handle.options(_by_reference=True, stream=True)
+        self._all = handle
+        self._one = handle.options(_by_reference=True, stream=True)
         self._line = Line(on_lost)
 
-    def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
-        return _stream(self._handle.generate, (request,), self._line)
+    def generate(
+        self, request: ImageRequest, pictures: Sequence[PendingPicture] = ()
+    ) -> AsyncGenerator[ImageEvent, None]:
+        return _stream(self._one.generate, (request, *pictures), self._line)
+
+    async def queue(self) -> ImageQueue:
+        return merge(await _broadcast(self._all, "queue", (), self._line))
+
+    async def cancel(self, name: str) -> bool:
+        return any(await _broadcast(self._all, "cancel", (name,), self._line))
+
+
+async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...], line: Line) -> list[Any]:
+    """What every replica answers. Those that die under the call are left out; none is no error.
+
+    A cancellation may arrive at another ingress than its request did, so no ingress can know which replica
+    serves it: all are asked.
+    """
+    end = time.monotonic() + BROADCAST_S
+    while True:
+        try:
+            answers = await handle.broadcast(method, *args).results_async(
+                timeout_s=BROADCAST_S, return_exceptions=True
+            )
+            break
+        except DeploymentUnavailableError:
+            # A handle that was never used learns of its replicas a moment after its first call.
+            if handle.running_replicas_populated() or time.monotonic() > end:
+                return []
+            await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            raise Unavailable("A replica of the model does not answer.", retry_after=2) from error
+    dead = [answer for answer in answers if isinstance(answer, RayActorError)]
+    if dead:
+        line.lost()
+    for answer in answers:
+        if isinstance(answer, Exception) and answer not in dead:
+            raise translate(answer, line) from answer
+    return [answer for answer in answers if not isinstance(answer, Exception)]
+
+
+def merge(queues: Sequence[ImageQueue]) -> ImageQueue:
+    """The queues of several replicas as one: they work side by side, so the longest drains last."""
+    requests = sorted((r for queue in queues for r in queue.requests), key=lambda r: r.ahead)
+    averages = [queue.average_seconds for queue in queues if queue.average_seconds is not None]
+    return ImageQueue(
+        requests=tuple(requests),
+        drain_seconds=max((q.drain_seconds for q in queues if q.drain_seconds is not None), default=None),
+        average_seconds=sum(averages) / len(averages) if averages else None,
+        memory_mb=sum(queue.memory_mb for queue in queues),
+    )
 
 
 async def _call(method: Any, args: tuple[Any, ...], line: Line) -> Any:

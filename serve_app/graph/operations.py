@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageRequest, ImageSource, Surface
+from deployments.contracts.errors import TimedOut
+from deployments.contracts.messages import (
+    ChatRequest,
+    ImageEvent,
+    ImageQueue,
+    ImageRequest,
+    ImageSource,
+    Surface,
+)
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.readiness import Readiness
+from serve_app.graph.unanswered import Unanswered
 
 T = TypeVar("T")
 
@@ -49,6 +59,7 @@ class Operations:
         self._preprocessing = preprocessing
         self._chat = chat
         self._images = images
+        self._unanswered = Unanswered()
 
     async def chat(self, call: ChatCall, request_id: str) -> bytes:
         """A whole answer as JSON of the call's surface.
@@ -67,7 +78,8 @@ class Operations:
             AtelierError: at once if the model is not there, later through the stream.
         """
         model, request, pictures = self._prepare_chat(call, request_id)
-        return self._first_while_up(model, self._chat[model.id].stream_chat(request, pictures))
+        chunks = self._chat[model.id].stream_chat(request, pictures)
+        return self._first_while_up(model, chunks, request_id)
 
     def _prepare_chat(
         self, call: ChatCall, request_id: str
@@ -79,12 +91,13 @@ class Operations:
         return model, request, pictures
 
     async def _first_while_up(
-        self, model: ModelSettings, stream: AsyncGenerator[T, None]
+        self, model: ModelSettings, stream: AsyncGenerator[T, None], request_id: str
     ) -> AsyncGenerator[T, None]:
-        """The stream; until it has begun, it is given up if the model goes down."""
+        """The stream; until it has begun, it is given up if the model goes down or it is cancelled."""
         async with aclosing(stream):
             try:
-                yield await self.readiness.while_up(model, anext(stream))
+                first = self._unanswered.wait(request_id, anext(stream))
+                yield await self.readiness.while_up(model, first)
             except StopAsyncIteration:
                 return
             async for item in stream:
@@ -98,11 +111,79 @@ class Operations:
         """
         return self.catalog.for_task(name, "image_generation")
 
-    def generate(self, model: ModelSettings, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+    def generate(
+        self,
+        model: ModelSettings,
+        request: ImageRequest,
+        sources: Sequence[ImageSource] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[ImageEvent, None]:
         """Pictures of one prompt, as events.
+
+        Args:
+            model: from `image_model`.
+            request: what to paint.
+            sources: the pictures that `request.edit` speaks of, in its order.
+            timeout_s: longest time to the last event, waiting included. The model's own limit holds too.
 
         Raises:
             AtelierError: at once if the model is not up, later through the stream.
         """
         self.readiness.require(model)
-        return self._first_while_up(model, self._images[model.id].generate(request))
+        pictures = [self._preprocessing.prepare(source) for source in sources]
+        events = self._images[model.id].generate(request, pictures)
+        own = model.generation.timeout_s if model.generation else None
+        limits = [limit for limit in (timeout_s, own) if limit is not None]
+        stream = self._first_while_up(model, events, request.request_id)
+        return _in_time(stream, min(limits)) if limits else stream
+
+    async def image_queue(self, model: ModelSettings) -> ImageQueue:
+        """What all replicas of an image model paint and what waits for them. Empty if none is up.
+
+        `request_id` in it is ours: `deployments.contracts.request_ids.client_id` gives the client's.
+        """
+        return await self._images[model.id].queue()
+
+    async def cancel_image(self, model: ModelSettings | None, name: str) -> bool:
+        """Stop painting a request, at its next step at the latest; its own client hears Cancelled.
+
+        Args:
+            model: whose request it is; None for any image model.
+            name: the client's `x-request-id`, or our id. All requests that it means are cancelled.
+
+        Returns:
+            Whether there was one.
+        """
+        here = self._unanswered.cancel(name)
+        backends = [self._images[model.id]] if model else list(self._images.values())
+        answers = await asyncio.gather(*(b.cancel(name) for b in backends), return_exceptions=True)
+        if here or True in answers:
+            return True
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return False
+
+
+async def _in_time(stream: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T, None]:
+    """The stream, which has this long for all of it."""
+    end = asyncio.get_running_loop().time() + seconds
+    async with aclosing(stream):
+        while True:
+            try:
+                async with asyncio.timeout_at(end) as limit:
+                    item = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise TimedOut(
+                    f"The request was not done within {seconds:g} seconds and was stopped.",
+                    suggested_fix=(
+                        "Allow more time.",
+                        "Ask for fewer steps, fewer pictures or a smaller size.",
+                    ),
+                ) from None
+            yield item

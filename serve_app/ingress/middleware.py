@@ -10,6 +10,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.contracts.request_ids import unique_id
 from serve_app.ingress.errors import Errors, unknown_error
 
 log = logging.getLogger("ray.serve")
@@ -42,8 +43,9 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         theirs = Headers(scope=scope).get("x-request-id", "")
-        request_id = f"{theirs if _SAFE_ID.fullmatch(theirs) else 'req'}-{secrets.token_hex(6)}"
-        scope.setdefault("state", {}).update(request_id=request_id, client_request_id=theirs or request_id)
+        client_id = theirs if _SAFE_ID.fullmatch(theirs) else f"req-{secrets.token_hex(6)}"
+        request_id = unique_id(client_id)
+        scope.setdefault("state", {}).update(request_id=request_id, client_request_id=theirs or client_id)
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -51,7 +53,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if not self._server_echoes_id:
-                    MutableHeaders(scope=message)["x-request-id"] = theirs or request_id
+                    MutableHeaders(scope=message)["x-request-id"] = theirs or client_id
             await send(message)
 
         try:

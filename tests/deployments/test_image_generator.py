@@ -8,14 +8,26 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from deployments import image_generator
 from deployments.contracts.errors import EngineFailed, InvalidRequest
-from deployments.contracts.messages import ImageDone, ImageEvent, ImageRequest, ImageStep, ImageUsage
+from deployments.contracts.messages import (
+    ImageDone,
+    ImageEvent,
+    ImageQueue,
+    ImageQueued,
+    ImageRequest,
+    ImageStep,
+    ImageUsage,
+    Picture,
+    QueuedImage,
+)
+from deployments.contracts.request_ids import unique_id
 from deployments.contracts.settings import GenerationDefaults, ModelSettings
 from deployments.image_generator import ImageGenerator
 
@@ -34,12 +46,17 @@ class Engine:
     def __init__(self, failure: Exception | None = None, at_start: Exception | None = None) -> None:
         self.failure, self.at_start = failure, at_start
         self.closed = self.left = 0
+        self.held: list[str] = []
 
     async def start(self) -> None:
         if self.at_start:
             raise self.at_start
 
-    async def generate(self, request: ImageRequest) -> AsyncGenerator[ImageEvent, None]:
+    async def generate(
+        self, request: ImageRequest, pictures: Sequence[Picture] = ()
+    ) -> AsyncGenerator[ImageEvent, None]:
+        self.pictures = pictures
+        self.held.append(request.request_id)
         try:
             for step in range(request.steps):
                 yield ImageStep(0, step + 1, request.steps)
@@ -49,6 +66,13 @@ class Engine:
             yield ImageUsage(3, 16)
         finally:
             self.left += 1
+
+    async def queue(self) -> ImageQueue:
+        return ImageQueue(tuple(QueuedImage(name, 0, 0, 3, 64, 64, 1, None) for name in self.held))
+
+    async def cancel(self, request_id: str) -> bool:
+        self.held.remove(request_id)
+        return True
 
     async def check_health(self) -> None:
         if self.failure:
@@ -77,8 +101,22 @@ async def test_the_engine_of_the_settings_paints() -> None:
     replica = ImageGenerator.__new__(ImageGenerator)
     await ImageGenerator.__init__(replica, SETTINGS)
     events = [event async for event in replica.generate(REQUEST)]
-    assert [type(event) for event in events] == [ImageStep] * 3 + [ImageDone, ImageUsage]
+    assert [type(event) for event in events] == [ImageQueued, *[ImageStep] * 3, ImageDone, ImageUsage]
     await replica.check_health()
+
+
+async def test_cancel_finds_the_requests_of_a_client_s_id_and_the_one_of_ours(make: Make) -> None:
+    replica, engine = await make()
+    ids = [unique_id("mine"), unique_id("mine"), unique_id("other"), unique_id("mine-too")]
+    for request_id in ids:
+        await anext(replica.generate(replace(REQUEST, request_id=request_id)))
+    assert [r.request_id for r in (await replica.queue()).requests] == ids
+    assert await replica.cancel("mine")
+    assert engine.held == ids[2:]
+    assert not await replica.cancel("mine")
+    assert not await replica.cancel("")
+    assert await replica.cancel(ids[3])
+    assert engine.held == [ids[2]]
 
 
 async def test_closing_the_stream_closes_the_engine_s(make: Make) -> None:
