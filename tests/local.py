@@ -60,6 +60,9 @@ class LocalChat:
         finally:
             await stream.aclose()
 
+    async def gpu_memory_gb(self) -> float:
+        return await self._shell.gpu_memory_gb()
+
 
 class LocalImages:
     def __init__(self, shell: ImageGenerator) -> None:

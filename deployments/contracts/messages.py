@@ -38,6 +38,8 @@ class ImageSource:
     param: str | None = None
     """Where it stood in the request, for error messages (`messages.0.content.1.image_url`)."""
     purpose: Purpose = "look"
+    max_side: int | None = None
+    """A picture with a longer side, in pixels, is refused; None: by the general limits alone."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from ray import serve
@@ -77,6 +78,10 @@ class VisionLanguageHandle:
         handle = self._pick(pictures).options(stream=True)
         return _stream(handle.stream_chat, (request, *pictures), self._line)
 
+    async def gpu_memory_gb(self) -> float:
+        used: float = await _call(self._by_value.gpu_memory_gb, (), self._line)
+        return used
+
 
 class ImageGeneratorHandle:
     """Calls one `ImageGenerator` deployment. Pictures go by reference, on the way there and back."""
@@ -125,6 +130,21 @@ async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...
         if isinstance(answer, Exception) and answer not in dead:
             raise translate(answer, line) from answer
     return [answer for answer in answers if not isinstance(answer, Exception)]
+
+
+def from_every_replica(deployment: str, app_name: str, method: str) -> Callable[[], Awaitable[list[Any]]]:
+    """A question to every replica of a deployment, be it the caller's own."""
+    line = Line(lambda: None)
+
+    @cache
+    def handle() -> DeploymentHandle:
+        # Not before the first question: a replica that is just starting has no deployment to be found yet.
+        return serve.get_deployment_handle(deployment, app_name)
+
+    async def ask() -> list[Any]:
+        return await _broadcast(handle(), method, (), line)
+
+    return ask
 
 
 def merge(queues: Sequence[ImageQueue]) -> ImageQueue:

@@ -19,7 +19,9 @@ from serve_app.graph.operations import Operations
 from serve_app.ingress.errors import Errors
 from serve_app.ingress.handlers import Handlers
 from serve_app.ingress.middleware import RequestContext
+from serve_app.ingress.older_handlers import OlderHandlers
 from serve_app.ingress.routes import ERRORS, routes
+from serve_app.ingress.tally import Tally
 from serve_app.settings import IngressSettings
 
 
@@ -32,9 +34,20 @@ class _Method(AtelierError):
 
 
 def make_application(
-    operations: Operations, settings: IngressSettings, *, server_echoes_id: bool = False
+    operations: Operations,
+    settings: IngressSettings,
+    *,
+    tally: Tally | None = None,
+    server_echoes_id: bool = False,
 ) -> Starlette:
-    """The whole HTTP floor over `operations`; it watches the models while it lives."""
+    """The whole HTTP floor over `operations`; it watches the models while it lives.
+
+    Args:
+        operations: what it calls.
+        settings: limits of the edge.
+        tally: counts over all replicas of the ingress; None where this is the only one.
+        server_echoes_id: see `RequestContext`.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -46,9 +59,15 @@ def make_application(
 
     errors = Errors(ERRORS)
     return Starlette(
-        routes=routes(Handlers(operations, settings, started=int(time.time()))),
+        routes=routes(
+            Handlers(operations, settings, started=int(time.time())),
+            OlderHandlers(operations, settings, tally or Tally()),
+        ),
         middleware=[Middleware(RequestContext, errors=errors, server_echoes_id=server_echoes_id)],
-        exception_handlers={AtelierError: partial(_atelier_error, errors), HTTPException: partial(_http_error, errors)},
+        exception_handlers={
+            AtelierError: partial(_atelier_error, errors),
+            HTTPException: partial(_http_error, errors),
+        },
         lifespan=lifespan,
     )
 

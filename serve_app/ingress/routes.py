@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
+from serve_app.ingress.dialects import image_service, vlm_rest, vlm_service
 from serve_app.ingress.dialects.anthropic_messages import COUNT_TOKENS, MESSAGES, anthropic_error
 from serve_app.ingress.dialects.openai_chat import CHAT
 from serve_app.ingress.dialects.openai_completions import COMPLETIONS
 from serve_app.ingress.dialects.openai_responses import RESPONSES
 from serve_app.ingress.dialects.vllm_tokens import DETOKENIZE, TOKENIZE
-from serve_app.ingress.errors import Renderer
+from serve_app.ingress.errors import Renderer, openai_error
 from serve_app.ingress.handlers import Handlers
+from serve_app.ingress.older_handlers import OlderHandlers
 
 TEXT = {
     "/v1/chat/completions": CHAT,
@@ -25,11 +27,16 @@ TEXT = {
 
 ERRORS: dict[str, Renderer] = {
     "/v1/messages": anthropic_error,
+    "/api": image_service.render_error,
+    "/v1/chat": vlm_service.render_error,
+    "/v1/chat/completions": openai_error,
+    "/v1/health": vlm_service.render_error,
+    "/api/v1": vlm_rest.render_error,
 }
 """Who writes the errors at and below a path, where it is not OpenAI's API."""
 
 
-def routes(handlers: Handlers) -> list[Route]:
+def routes(handlers: Handlers, older: OlderHandlers) -> list[Route]:
     """Path, endpoint, methods."""
     return [
         Route("/health", handlers.health, methods=["GET"]),
@@ -37,5 +44,14 @@ def routes(handlers: Handlers) -> list[Route]:
         Route("/v1/models", handlers.models, methods=["GET"]),
         Route("/v1/models/{model:path}", handlers.model, methods=["GET"]),
         Route("/v1/images/generations", handlers.generate, methods=["POST"]),
+        Route("/api/generate", older.generate, methods=["POST"]),
+        Route("/api/queue/status", older.queue_status, methods=["GET"]),
+        Route("/api/health", older.image_health, methods=["GET"]),
+        Route("/api/metrics", older.metrics, methods=["GET"]),
+        Route("/v1/chat", older.chat, methods=["POST"]),
+        Route("/v1/chat/stream", older.chat_stream, methods=["POST"]),
+        Route("/v1/health", older.vlm_health, methods=["GET"]),
+        Route("/api/v1/chat", older.rest_chat, methods=["POST"]),
+        Route("/api/v1/health", older.rest_health, methods=["GET"]),
         *(Route(path, handlers.text(dialect), methods=["POST"]) for path, dialect in TEXT.items()),
     ]

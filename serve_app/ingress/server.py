@@ -16,10 +16,12 @@ from serve_app.graph.handles import (
     PreprocessingHandle,
     VisionLanguageHandle,
     deployment_states,
+    from_every_replica,
 )
 from serve_app.graph.operations import Operations
 from serve_app.graph.readiness import Readiness
 from serve_app.ingress.application import make_application
+from serve_app.ingress.tally import Counted, Tally
 from serve_app.settings import AppSettings
 
 
@@ -36,7 +38,9 @@ class Ingress:
     def __init__(
         self, settings: AppSettings, preprocessing: DeploymentHandle, models: Mapping[str, DeploymentHandle]
     ) -> None:
-        app_name = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
+        app_name = context.app_name
+        self._tally = Tally(from_every_replica(context.deployment, app_name, "tally"))
         readiness = Readiness(settings.models, partial(deployment_states, app_name))
         chat: dict[str, Any] = {}
         images: dict[str, Any] = {}
@@ -51,4 +55,8 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return make_application(self._operations, self._settings, server_echoes_id=True)
+        return make_application(self._operations, self._settings, tally=self._tally, server_echoes_id=True)
+
+    async def tally(self) -> Counted:
+        """What this replica counted; `Tally` asks it of all of them."""
+        return self._tally.own()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from typing import Any
 
 from deployments.contracts.errors import AtelierError, InvalidRequest
-from deployments.contracts.messages import ImageQueue, ImageRequest
+from deployments.contracts.messages import ImageDone, ImageQueue, ImageRequest
 from deployments.contracts.settings import ModelSettings
 from serve_app.ingress.dialects.older import numbered
+from serve_app.ingress.dialects.sizes import aspect_size
 from serve_app.ingress.errors import retry_seconds
+from serve_app.ingress.tally import Counted
 
 MAX_PROMPT = 512
 ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3")
@@ -35,6 +38,9 @@ CODES = {
 MALFORMED = 1000
 """The number of what is wrong with the request as a whole: not JSON, a wrong path or method, too large."""
 
+OTHER_SEED = ("try a different seed",)
+"""What may help where the engine knows nothing better."""
+
 
 def image_request(body: dict[str, Any], model: ModelSettings, request_id: str) -> ImageRequest:
     """The core request.
@@ -58,3 +64,98 @@ def image_request(body: dict[str, Any], model: ModelSettings, request_id: str) -
         cfg_scale=float(_number(body, "cfg_scale", 1, 20, 4.0)),
         seed=_seed(body),
     )
+
+
+def _prompt(given: Any) -> str:
+    prompt = given.strip() if isinstance(given, str) else ""
+    if not prompt:
+        raise InvalidRequest("'prompt' is empty: say what to paint.", param="prompt", code="prompt_empty")
+    if len(prompt) > MAX_PROMPT:
+        raise InvalidRequest(
+            f"'prompt' has {len(prompt)} characters; at most {MAX_PROMPT} are allowed. Shorten it.",
+            param="prompt",
+        )
+    return prompt
+
+
+def _size(given: Any, model: ModelSettings) -> tuple[int, int]:
+    ratio = "1:1" if given is None else given
+    if ratio not in ASPECT_RATIOS:
+        raise InvalidRequest(
+            f"'aspect_ratio' must be one of {', '.join(ASPECT_RATIOS)}, written with a colon.",
+            param="aspect_ratio",
+        )
+    width, height = map(int, ratio.split(":"))
+    assert model.generation is not None
+    return aspect_size(width / height, model.generation)
+
+
+def _number(
+    body: dict[str, Any], name: str, least: float, most: float, default: float, whole: bool = False
+) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    right = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+    if not right or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise InvalidRequest(f"'{name}' must be {kind} from {least} to {most}.", param=name)
+    return float(value)
+
+
+def _seed(body: dict[str, Any]) -> int:
+    seed = body.get("seed", 42)
+    if seed is None:
+        return secrets.randbits(31)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -1 <= seed <= 2**53:
+        raise InvalidRequest(
+            "'seed' must be a whole number from 0 to 2^53, -1 (from the clock) or null (random).",
+            param="seed",
+        )
+    return time.time_ns() % 2**31 if seed == -1 else seed
+
+
+def headers(done: ImageDone) -> dict[str, str]:
+    """What is said beside the PNG: seed and steps that it was really painted with."""
+    return {"x-seed": str(done.seed), "x-steps": str(done.steps)}
+
+
+def queue_status(queue: ImageQueue) -> dict[str, Any]:
+    """`estimated_wait_seconds` is null while something is painted and nothing was ever measured."""
+    processing = sum(request.ahead == 0 for request in queue.requests)
+    wait = queue.drain_seconds if queue.requests else 0
+    return {
+        "status": "busy" if queue.requests else "idle",
+        "queued": len(queue.requests) - processing,
+        "processing": processing,
+        "estimated_wait_seconds": None if wait is None else math.ceil(wait),
+    }
+
+
+def metrics(queue: ImageQueue, counted: Counted) -> dict[str, Any]:
+    """Measurements; code 0 counts the pictures that were delivered."""
+    average = queue.average_seconds
+    return {
+        "memory_mb": round(queue.memory_mb, 1),
+        "queue_length": len(queue.requests),
+        "uptime_seconds": round(counted.uptime, 1),
+        "average_generation_seconds": None if average is None else round(average, 3),
+        "counts_by_code": {str(code): n for code, n in sorted(counted.codes.items())},
+    }
+
+
+def number(error: AtelierError) -> int:
+    """The error's code."""
+    return numbered(error, CODES, MALFORMED)[0]
+
+
+def render_error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """`{"code", "message", "request_id"}`, and `retry_after` and `suggested_fix` where they help."""
+    code, status = numbered(error, CODES, MALFORMED)
+    body: dict[str, Any] = {"code": code, "message": error.message, "request_id": request_id}
+    if (wait := retry_seconds(error)) is not None:
+        body["retry_after"] = wait
+    fixes = error.suggested_fix or (OTHER_SEED if code == CODES["engine_failed"][0] else ())
+    if fixes:
+        body["suggested_fix"] = list(fixes)
+    return status, body

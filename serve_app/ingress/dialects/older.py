@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from deployments.contracts.errors import AtelierError, InvalidRequest
 from serve_app.ingress.errors import STATUS
@@ -27,10 +29,22 @@ def checked(body: dict[str, Any], fields: type[Fields]) -> Fields:
         what, _, where = str(error).partition(" - at `$")
         param = where.strip(".`")
         if "required field `" in what:
-            param = ".".join(filter(None, (param, what.split("field `")[1].split("`")[0])))
-            raise missing(param, "it is required") from None
-        what = what.replace("Expected", "expected", 1)
-        raise InvalidRequest(f"'{param}': {what}.", param=param, code="invalid_value") from None
+            absent = what.split("field `")[1].split("`")[0]
+            param, what = f"{param}.{absent}".strip("."), "is missing"
+        elif what.startswith("Invalid enum value"):
+            what = f"must be one of {', '.join(_choices(fields, param))}"
+        else:
+            what = what.replace("Expected", "must be", 1).replace(", got", ", not")
+        raise InvalidRequest(f"'{param}' {what}.", param=param, code="invalid_value") from None
+
+
+def _choices(fields: type[msgspec.Struct], param: str) -> list[str]:
+    """The values of a field that has a fixed set of them; `history[...].role` is one of a list's items."""
+    kind: Any = msgspec.inspect.type_info(fields)
+    for name in re.sub(r"\[.*?\]", "", param).split("."):
+        kind = getattr(kind, "item_type", kind)
+        kind = next(field.type for field in kind.fields if field.name == name)
+    return [str(value) for value in kind.values]
 
 
 def missing(param: str, way_out: str) -> InvalidRequest:
@@ -49,7 +63,7 @@ def numbered(error: AtelierError, codes: Mapping[str, tuple[int, int]], other: i
         other: the number of an error that is in none of them.
     """
     for key in (error.code, error.param, error.kind):
-        if key in codes:
+        if key is not None and key in codes:
             return codes[key]
     return other, STATUS[error.kind][0]
 

@@ -1,11 +1,12 @@
-"""The VLM REST service, `POST /api/v1/chat`: a picture and a prompt, with earlier turns, streamed, or as OCR."""
+"""The VLM REST service, `POST /api/v1/chat`: a picture and a prompt, with history, streamed, or as OCR."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,8 +14,9 @@ from msgspec import Meta
 from pydantic_core import from_json
 
 from deployments.contracts.errors import AtelierError, InvalidImage
-from deployments.engines.image_ops import sniff
+from deployments.contracts.settings import ModelSettings
 from serve_app.graph.operations import ChatCall
+from serve_app.graph.readiness import State
 from serve_app.ingress.dialects.dialect import Images
 from serve_app.ingress.dialects.older import Answer, checked, missing, numbered
 from serve_app.ingress.sse import Wire, plain
@@ -22,7 +24,7 @@ from serve_app.ingress.sse import Wire, plain
 CODES = {
     "image_header": (4001, 400),
     "image_format": (4002, 415),
-    "image_size": (4003, 413),
+    "image_too_large": (4003, 413),
     "too_large": (4003, 413),
     "loading": (4004, 503),
     "unavailable": (4004, 503),
@@ -37,7 +39,7 @@ CODES = {
 MALFORMED = 4000
 
 _HEADER = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
-_FORMATS = ("JPEG", "PNG", "WEBP")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 READ = "Read all text in the picture, line by line, each with its bounding box."
 _SIDE = {"type": "integer", "minimum": 0, "maximum": 1000}
@@ -96,23 +98,18 @@ def question(body: dict[str, Any], max_images: int, max_side: int) -> Question:
     prompt = (wire.prompt or "").strip() or (READ if ocr else "")
     if not prompt:
         raise missing("prompt", "say what you want to know of the picture")
-    images = Images(max_images, "image", max_side=max_side)
+    images = Images(max_images, "image")
     turns = [*wire.history, _Turn("user", prompt, wire.image)]
     params = [*(f"history.{i}.image" for i in range(len(wire.history))), "image"]
     messages = [_message(turn, images, param) for turn, param in zip(turns, params, strict=True)]
     if not images.all():
         raise missing("image", "send the picture as 'data:image/png;base64,...'")
-    chat: dict[str, Any] = {
-        "messages": messages,
-        "max_tokens": wire.max_tokens,
-        "temperature": wire.temperature,
-    }
-    if wire.stream:
-        chat |= {"stream": True, "stream_options": {"include_usage": True}}
+    chat = {"messages": messages, "max_tokens": wire.max_tokens, "temperature": wire.temperature}
     if ocr:
         schema = {"name": "lines", "schema": LINES, "strict": True}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return Question(ChatCall(chat, images.all()), wire.stream, ocr)
+    sources = tuple(replace(source, max_side=max_side) for source in images.all())
+    return Question(ChatCall(chat, sources), wire.stream, ocr)
 
 
 def _message(turn: _Turn, images: Images, param: str) -> dict[str, Any]:
@@ -137,7 +134,7 @@ def _checked_image(url: str, param: str) -> str:
         start = base64.b64decode(url[header.end() : header.end() + 32])
     except (binascii.Error, ValueError):
         return url  # preprocessing says what is wrong with it
-    if sniff(start) not in _FORMATS:
+    if not start.startswith(_MAGIC) and start[:4] + start[8:12] != b"RIFFWEBP":
         raise InvalidImage(
             f"'{param}' is not JPEG, PNG or WebP, judged by its content. Convert it to one of them.",
             param=param,
@@ -181,14 +178,25 @@ def last_chunk(answer: Answer, milliseconds: float, ocr: bool) -> dict[str, Any]
     return event
 
 
-def error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:
+def health(model: ModelSettings, state: State, now: datetime) -> dict[str, Any]:
+    """`now` in UTC."""
+    return {
+        "status": {"ready": "healthy", "idle": "healthy"}.get(state, state),
+        "model": model.id,
+        "multimodal": True,
+        "cpu_optimized": model.gpu_fraction == 0,
+        "timestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def render_error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:
     """`{"code", "message", "data": null}`."""
     code, status = numbered(error, CODES, MALFORMED)
     return status, {"code": code, "message": error.message, "data": None}
 
 
-def _error_event(error_: AtelierError, request_id: str, sent: int) -> dict[str, Any]:
-    return error(error_, request_id)[1]
+def _error_event(error: AtelierError, request_id: str, sent: int) -> dict[str, Any]:
+    return render_error(error, request_id)[1]
 
 
 WIRE = Wire(plain, _error_event)

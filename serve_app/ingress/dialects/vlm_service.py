@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from deployments.contracts.errors import AtelierError
 from serve_app.graph.operations import ChatCall
+from serve_app.graph.readiness import State
 from serve_app.ingress.dialects.dialect import Images
 from serve_app.ingress.dialects.older import Answer, checked, missing
 from serve_app.ingress.errors import STATUS
@@ -90,7 +91,17 @@ def last_chunk(answer: Answer) -> dict[str, Any]:
     return {"chunk": "", "done": True}
 
 
-def error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:
+def health(state: State, gpu_gb: float, uptime: float) -> dict[str, Any]:
+    """The state of the model; `uptime` in seconds."""
+    return {
+        "status": "unhealthy" if state == "failed" else "healthy",
+        "model_loaded": state == "ready",
+        "gpu_memory_used_gb": round(gpu_gb, 3),
+        "uptime_seconds": round(uptime, 1),
+    }
+
+
+def render_error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:
     """The error in the answer's own shape; what the schema forbids is 422."""
     status = 422 if error.code == "invalid_value" else STATUS[error.kind][0]
     body = {"success": False, "message": error.message, "result": None, "usage": None}
