@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.graph.readiness import State
 from tests.local import CHAT, PAINT, Application, serve_locally
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,7 +17,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.fixture
 async def start() -> AsyncIterator[Callable[..., Awaitable[tuple[str, Application]]]]:
-    """Starts an application on the fake engines: `url, application = await start(chat={...})`."""
+    """Starts an application on the fake engines: `url, application = await start(chat={...})`.
+
+    `states`: model id → what the cluster says of it, "ready" by default.
+    """
     async with AsyncExitStack() as stack:
 
         async def _start(
@@ -24,9 +28,12 @@ async def start() -> AsyncIterator[Callable[..., Awaitable[tuple[str, Applicatio
             paint: dict[str, Any] | None = None,
             ingress: dict[str, Any] | None = None,
             prep: dict[str, Any] | None = None,
+            states: dict[str, State] | None = None,
         ) -> tuple[str, Application]:
             models = [{**CHAT, **(chat or {})}, {**PAINT, **(paint or {})}]
             application = Application(models, ingress or {}, prep or {})
+            for model in application.models:
+                application.states[model.deployment_name] = (states or {}).get(model.id, "ready")
             return await stack.enter_async_context(serve_locally(application)), application
 
         yield _start

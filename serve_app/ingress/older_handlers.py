@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.contracts.errors import AtelierError, EngineFailed
+from deployments.contracts.errors import AtelierError, EngineFailed, Overloaded
 from deployments.contracts.messages import ImageDone, ImageRequest
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.operations import ChatCall, Operations
@@ -52,10 +52,14 @@ class OlderHandlers:
 
     async def _painted(self, model: ModelSettings, core: ImageRequest) -> ImageDone:
         done = None
-        async with aclosing(self._operations.generate(model, core)) as events:
-            async for event in events:
-                if isinstance(event, ImageDone):
-                    done = event
+        try:
+            async with aclosing(self._operations.generate(model, core)) as events:
+                async for event in events:
+                    if isinstance(event, ImageDone):
+                        done = event
+        except Overloaded as error:
+            queue = await self._operations.image_queue(model)
+            raise image_service.queue_full(queue, error) from error
         if done is None:
             raise EngineFailed("The image generator stopped before the picture was done.")
         return done
