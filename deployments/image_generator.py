@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from deployments.contracts.engines import ImageEngine
-from deployments.contracts.errors import AtelierError, EngineFailed
-from deployments.contracts.messages import ImageEvent, ImageQueue, ImageRequest, Picture
+from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage, InvalidRequest
+from deployments.contracts.messages import ImageEdit, ImageEvent, ImageQueue, ImageRequest, Picture
 from deployments.contracts.request_ids import is_named
 from deployments.contracts.settings import ModelSettings
+from deployments.contracts.sizes import is_too_long, within
 from deployments.engines.factory import make_image_engine
 from deployments.replica import EngineReplica
 
@@ -22,6 +24,7 @@ class ImageGenerator(EngineReplica[ImageEngine]):
 
     # Serve awaits it, and routes here afterwards.
     async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]
+        self._settings = settings
         await self._start(make_image_engine(settings))
 
     async def generate(self, request: ImageRequest, *pictures: Picture) -> AsyncGenerator[ImageEvent, None]:
@@ -29,6 +32,8 @@ class ImageGenerator(EngineReplica[ImageEngine]):
 
         Pictures are positional, one by one, so that Ray resolves references to them on its way here.
         """
+        if request.edit is not None:
+            request = fit_edit(request, request.edit, pictures, self._settings)
         events = self._running().generate(request, pictures)
         try:
             async for event in events:
@@ -53,3 +58,39 @@ class ImageGenerator(EngineReplica[ImageEngine]):
         engine = self._running()
         meant = [r.request_id for r in (await engine.queue()).requests if is_named(r.request_id, name)]
         return any(await asyncio.gather(*(engine.cancel(request_id) for request_id in meant)))
+
+
+def fit_edit(
+    request: ImageRequest, edit: ImageEdit, pictures: Sequence[Picture], settings: ModelSettings
+) -> ImageRequest:
+    """The request with its canvas, now that the pictures are there: 0x0 becomes the first one's own size.
+
+    Raises:
+        InvalidImage: the mask is not as large as the picture, or the picture's aspect is not painted.
+        InvalidRequest: the picture does not fit on the canvas where it is placed.
+    """
+    height, width = pictures[0].pixels.shape[:2]
+    if edit.masked and pictures[-1].pixels.shape[:2] != (height, width):
+        mask_height, mask_width = pictures[-1].pixels.shape[:2]
+        raise InvalidImage(
+            f"The mask has {mask_width}x{mask_height} pixels and the image {width}x{height}: both must have "
+            "the same size.",
+            param="mask",
+        )
+    if not request.width:
+        if is_too_long(width, height):
+            raise InvalidImage(
+                f"The image is {width}x{height}: longer than 3:1. Give a 'size', or crop it.", param="image"
+            )
+        assert settings.generation is not None  # kept by ModelSettings
+        width, height = within(width, height, settings.generation.max_pixels)
+        return replace(request, width=width, height=height)
+    if edit.placement is not None:
+        left, top = edit.placement
+        if left + width > request.width or top + height > request.height:
+            raise InvalidRequest(
+                f"The image of {width}x{height} pixels at {left},{top} is not within the canvas of "
+                f"{request.width}x{request.height}. Move it, reduce it, or ask for a larger 'size'.",
+                param="placement",
+            )
+    return request

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import uvicorn
+from PIL import Image
 
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
+from deployments.contracts.messages import (
+    ChatRequest,
+    ImageEvent,
+    ImageQueue,
+    ImageRequest,
+    ImageSource,
+    Picture,
+)
 from deployments.contracts.settings import ModelSettings, PreprocessingSettings
 from deployments.image_generator import ImageGenerator
 from deployments.preprocessing import Preprocessing
@@ -40,7 +50,15 @@ class LocalPreprocessing:
         self._shell = shell
 
     def prepare(self, source: ImageSource) -> asyncio.Future[Any]:
-        return asyncio.ensure_future(self._shell.prepare(source))
+        return asyncio.ensure_future(self._prepare(source))
+
+    async def _prepare(self, source: ImageSource) -> Picture:
+        return _mask(source) if source.purpose == "mask" else await self._shell.prepare(source)
+
+
+def _mask(source: ImageSource) -> Picture:
+    alpha = Image.open(io.BytesIO(source.data or b"")).convert("RGBA").getchannel("A")
+    return Picture(np.where(np.asarray(alpha) == 0, 255, 0).astype(np.uint8), "")
 
 
 class LocalChat:
@@ -124,11 +142,38 @@ async def _built(shell: type, settings: Any) -> Any:
     return instance
 
 
+def cancelling(app: Any) -> Any:
+    """What Ray Serve does around an ingress: a request is cancelled when its client goes away."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def listen() -> None:
+            message = {"type": ""}
+            while message["type"] != "http.disconnect":
+                message = await receive()
+                inbox.put_nowait(message)
+
+        work, ear = asyncio.create_task(app(scope, inbox.get, send)), asyncio.create_task(listen())
+        await asyncio.wait({work, ear}, return_when=asyncio.FIRST_COMPLETED)
+        ear.cancel()
+        if not work.done():
+            work.cancel()
+        await asyncio.wait({work})
+        if not work.cancelled():
+            work.result()
+
+    return wrapped
+
+
 @asynccontextmanager
 async def serve_locally(application: Application) -> AsyncIterator[str]:
     """Serve over real HTTP on a free port; yields the base URL."""
     app = await application.start()
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on")
+    config = uvicorn.Config(cancelling(app), host="127.0.0.1", port=0, log_level="error", lifespan="on")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:

@@ -80,7 +80,10 @@ class ImageEdit:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image generation: `n` pictures of one prompt, sample i seeded with `seed + i`."""
+    """One image generation: `n` pictures of one prompt, sample i seeded with `seed + i`.
+
+    An edit of 0x0 keeps the size of its picture: the replica shell fills it in before the engine sees it.
+    """
 
     request_id: str
     prompt: str

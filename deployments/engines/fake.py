@@ -35,7 +35,7 @@ class FakeArgs:
     token_seconds: float = 0
     """Delay before each token."""
     fail: Literal["start", "request", "oom", "mid_stream"] | None = None
-    """start: loading fails. request, oom: each request fails. mid_stream: each fails after its first words."""
+    """start: loading fails. request, oom: each request fails. mid_stream: each fails after two tokens."""
     context: int = 4096
     """Tokens of prompt and answer together."""
 
@@ -164,9 +164,7 @@ def _instance(schema: dict[str, Any], text: str) -> Any:
     return text if kind == "string" else None
 
 
-def _words(
-    messages: list[dict[str, Any]], *, schema: dict[str, Any] | None, endless: bool
-) -> Iterator[str]:
+def _words(messages: list[dict[str, Any]], *, schema: dict[str, Any] | None, endless: bool) -> Iterator[str]:
     """The answer's tokens, each but the first with the space before it."""
     spoken = [_text(message) for message in messages if message["role"] == "user"]
     text = f"You said: {spoken[-1] if spoken else 'nothing'}"

@@ -18,6 +18,7 @@ from deployments.contracts.errors import AtelierError
 from serve_app.graph.operations import Operations
 from serve_app.ingress.errors import Errors
 from serve_app.ingress.handlers import Handlers
+from serve_app.ingress.image_handlers import ImageHandlers
 from serve_app.ingress.middleware import RequestContext
 from serve_app.ingress.older_handlers import OlderHandlers
 from serve_app.ingress.routes import ERRORS, routes
@@ -61,6 +62,7 @@ def make_application(
     return Starlette(
         routes=routes(
             Handlers(operations, settings, started=int(time.time())),
+            ImageHandlers(operations, settings),
             OlderHandlers(operations, settings, tally or Tally()),
         ),
         middleware=[Middleware(RequestContext, errors=errors, server_echoes_id=server_echoes_id)],

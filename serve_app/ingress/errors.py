@@ -37,9 +37,12 @@ Renderer = Callable[[AtelierError, str], tuple[int, dict[str, Any]]]
 
 
 def envelope(error: AtelierError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, as OpenAI clients expect it."""
+    """`{"error": {message, type, param, code}}`, as OpenAI clients expect it, and `suggested_fix` if any."""
     _, kind = STATUS[error.kind]
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    fix = {"suggested_fix": error.suggested_fix} if error.suggested_fix else {}
+    return {
+        "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code, **fix}
+    }
 
 
 def openai_error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.contracts.errors import EngineFailed
-from deployments.contracts.messages import ImageDone, ImageRequest, ImageUsage
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.operations import Operations
 from serve_app.graph.readiness import UP
 from serve_app.ingress.body import read_json
-from serve_app.ingress.dialects import openai_images
 from serve_app.ingress.dialects.dialect import Dialect
 from serve_app.ingress.errors import json_response
 from serve_app.ingress.sse import EventStream
@@ -80,23 +76,3 @@ class Handlers:
             return json_response(await self._operations.chat(call, request_id))
 
         return endpoint
-
-    async def generate(self, request: Request) -> Response:
-        """OpenAI image generations."""
-        wire = openai_images.parse(await read_json(request, self._settings.max_body_bytes))
-        model = self._operations.image_model(wire.model)
-        core = openai_images.image_request(wire, model, request.state.request_id)
-        done, usage = await self._collect(model, core)
-        return json_response(openai_images.render(wire, core, done, usage))
-
-    async def _collect(self, model: ModelSettings, core: ImageRequest) -> tuple[list[ImageDone], ImageUsage]:
-        done, usage = [], None
-        async with aclosing(self._operations.generate(model, core)) as events:
-            async for event in events:
-                if isinstance(event, ImageDone):
-                    done.append(event)
-                elif isinstance(event, ImageUsage):
-                    usage = event
-        if usage is None or len(done) != core.n:
-            raise EngineFailed("The image generator stopped before all pictures were done.")
-        return done, usage

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.contracts.errors import AtelierError, EngineFailed, Overloaded
+from deployments.contracts.errors import AtelierError, Overloaded
 from deployments.contracts.messages import ImageDone, ImageRequest
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.operations import ChatCall, Operations
@@ -22,6 +22,7 @@ from serve_app.ingress.body import read_json
 from serve_app.ingress.dialects import image_service, vlm_rest, vlm_service
 from serve_app.ingress.dialects.older import Answer, retold
 from serve_app.ingress.errors import STATUS, json_response, unknown_error
+from serve_app.ingress.image_handlers import collect
 from serve_app.ingress.sse import EventStream
 from serve_app.ingress.tally import Tally
 from serve_app.settings import IngressSettings
@@ -51,18 +52,12 @@ class OlderHandlers:
             return Response(done.data, media_type="image/png", headers=image_service.headers(done))
 
     async def _painted(self, model: ModelSettings, core: ImageRequest) -> ImageDone:
-        done = None
         try:
-            async with aclosing(self._operations.generate(model, core)) as events:
-                async for event in events:
-                    if isinstance(event, ImageDone):
-                        done = event
+            (done,), _ = await collect(self._operations.generate(model, core), n=1)
+            return done
         except Overloaded as error:
             queue = await self._operations.image_queue(model)
             raise image_service.queue_full(queue, error) from error
-        if done is None:
-            raise EngineFailed("The image generator stopped before the picture was done.")
-        return done
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from serve_app.ingress.dialects.openai_responses import RESPONSES
 from serve_app.ingress.dialects.vllm_tokens import DETOKENIZE, TOKENIZE
 from serve_app.ingress.errors import Renderer, openai_error
 from serve_app.ingress.handlers import Handlers
+from serve_app.ingress.image_handlers import ImageHandlers
 from serve_app.ingress.older_handlers import OlderHandlers
 
 TEXT = {
@@ -36,22 +37,33 @@ ERRORS: dict[str, Renderer] = {
 """Who writes the errors at and below a path, where it is not OpenAI's API."""
 
 
-def routes(handlers: Handlers, older: OlderHandlers) -> list[Route]:
+def routes(handlers: Handlers, images: ImageHandlers, older: OlderHandlers) -> list[Route]:
     """Path, endpoint, methods."""
     return [
         Route("/health", handlers.health, methods=["GET"]),
         Route("/ready", handlers.ready, methods=["GET"]),
         Route("/v1/models", handlers.models, methods=["GET"]),
         Route("/v1/models/{model:path}", handlers.model, methods=["GET"]),
-        Route("/v1/images/generations", handlers.generate, methods=["POST"]),
-        Route("/api/generate", older.generate, methods=["POST"]),
-        Route("/api/queue/status", older.queue_status, methods=["GET"]),
-        Route("/api/health", older.image_health, methods=["GET"]),
-        Route("/api/metrics", older.metrics, methods=["GET"]),
-        Route("/v1/chat", older.chat, methods=["POST"]),
-        Route("/v1/chat/stream", older.chat_stream, methods=["POST"]),
-        Route("/v1/health", older.vlm_health, methods=["GET"]),
-        Route("/api/v1/chat", older.rest_chat, methods=["POST"]),
-        Route("/api/v1/health", older.rest_health, methods=["GET"]),
+        Route("/v1/images/generations", images.generate, methods=["POST"]),
+        Route("/v1/images/edits", images.edit, methods=["POST"]),
+        Route("/v1/images/queue", images.queue, methods=["GET"]),
+        Route("/v1/images/queue/{request_id}", images.queued, methods=["GET"]),
+        Route("/v1/images/requests/{request_id}", images.cancel, methods=["DELETE"]),
         *(Route(path, handlers.text(dialect), methods=["POST"]) for path, dialect in TEXT.items()),
+        *_older(older),
+    ]
+
+
+def _older(services: OlderHandlers) -> list[Route]:
+    """The services that came before."""
+    return [
+        Route("/api/generate", services.generate, methods=["POST"]),
+        Route("/api/queue/status", services.queue_status, methods=["GET"]),
+        Route("/api/health", services.image_health, methods=["GET"]),
+        Route("/api/metrics", services.metrics, methods=["GET"]),
+        Route("/v1/chat", services.chat, methods=["POST"]),
+        Route("/v1/chat/stream", services.chat_stream, methods=["POST"]),
+        Route("/v1/health", services.vlm_health, methods=["GET"]),
+        Route("/api/v1/chat", services.rest_chat, methods=["POST"]),
+        Route("/api/v1/health", services.rest_health, methods=["GET"]),
     ]

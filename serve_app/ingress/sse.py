@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ def named(events: list[bytes]) -> bytes:
     )
 
 
+def commented(items: list[bytes]) -> bytes:
+    """The same where an item that begins with a colon is a comment of one line."""
+    return b"".join(item + b"\n\n" if item.startswith(b":") else named([item]) for item in items)
+
+
 @dataclass(frozen=True)
 class Wire:
     """How an API writes its streams."""
@@ -49,6 +55,9 @@ class Wire:
 
 DATA = Wire(plain, lambda error, request_id, sent: envelope(error), DONE)
 """OpenAI's chat and completions: unnamed events, then `[DONE]`."""
+
+COMMENTED = Wire(commented, lambda error, request_id, sent: {"type": "error", **envelope(error)}, DONE)
+"""OpenAI's images: named events with progress in comments between them, then `[DONE]`."""
 
 
 class EventStream:
@@ -117,6 +126,34 @@ class EventStream:
     async def _send_error(self, send: Send, error: AtelierError, sent: int) -> None:
         event = msgspec.json.encode(self._wire.error(error, self._request_id, sent))
         await _part(send, self._wire.frame([event]))
+
+
+async def with_heartbeat(
+    stream: AsyncGenerator[list[bytes], None], beat: list[bytes], seconds: float
+) -> AsyncGenerator[list[bytes], None]:
+    """The stream, with `beat` in it whenever it has been silent for so long."""
+    item: asyncio.Task[list[bytes] | None] | None = None
+    try:
+        while True:
+            item = item or asyncio.create_task(_next(stream))
+            await asyncio.wait({item}, timeout=seconds)
+            if not item.done():
+                yield beat
+                continue
+            items, item = item.result(), None
+            if items is None:
+                return
+            yield items
+    finally:
+        if item is not None:
+            item.cancel()
+            # A generator that is still running its cancellation cannot be closed.
+            await asyncio.wait({item})
+        await stream.aclose()
+
+
+async def _next(stream: AsyncGenerator[list[bytes], None]) -> list[bytes] | None:
+    return await anext(stream, None)
 
 
 async def _part(send: Send, body: bytes) -> None:

@@ -9,9 +9,7 @@ import pytest
 from tests.ingress.golden import check, pairs, play
 
 NAMES = ("image_service", "vlm_service", "vlm_rest", "openai")
-PAIRS = [
-    pytest.param(pair, id=f"{name}: {pair['name']}") for name in NAMES for pair in pairs(name)
-]
+PAIRS = [pytest.param(pair, id=f"{name}: {pair['name']}") for name in NAMES for pair in pairs(name)]
 
 
 @pytest.mark.parametrize("pair", PAIRS)

@@ -11,8 +11,8 @@ from deployments.contracts.errors import AtelierError, InvalidRequest, Overloade
 from deployments.contracts.messages import ImageDone, ImageQueue, ImageRequest
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.readiness import MAX_RETRY_AFTER_S
+from serve_app.ingress.dialects.image_sizes import resolve_size
 from serve_app.ingress.dialects.older import numbered
-from serve_app.ingress.dialects.sizes import aspect_size
 from serve_app.ingress.errors import retry_seconds
 from serve_app.ingress.tally import Counted
 
@@ -53,7 +53,7 @@ def image_request(body: dict[str, Any], model: ModelSettings, request_id: str) -
     negative = body.get("negative_prompt")
     if negative is not None and not isinstance(negative, str):
         raise InvalidRequest("'negative_prompt' must be a string.", param="negative_prompt")
-    width, height = _size(body.get("aspect_ratio"), model)
+    width, height = resolve_size(_aspect_ratio(body.get("aspect_ratio")), model.generation)
     most = min(100, model.generation.max_steps)
     return ImageRequest(
         request_id=request_id,
@@ -79,16 +79,14 @@ def _prompt(given: Any) -> str:
     return prompt
 
 
-def _size(given: Any, model: ModelSettings) -> tuple[int, int]:
+def _aspect_ratio(given: Any) -> str:
     ratio = "1:1" if given is None else given
     if ratio not in ASPECT_RATIOS:
         raise InvalidRequest(
             f"'aspect_ratio' must be one of {', '.join(ASPECT_RATIOS)}, written with a colon.",
             param="aspect_ratio",
         )
-    width, height = map(int, ratio.split(":"))
-    assert model.generation is not None
-    return aspect_size(width / height, model.generation)
+    return str(ratio)
 
 
 def _number(
