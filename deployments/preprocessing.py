@@ -3,103 +3,158 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
+import hashlib
 import logging
-import math
 import re
-from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import unquote_to_bytes
+from dataclasses import dataclass, replace
 
-from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage, PayloadTooLarge
+from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage
 from deployments.contracts.messages import ImageSource, Picture
 from deployments.contracts.settings import PreprocessingSettings
+from deployments.engines.decoders import Decoders
 from deployments.engines.fetch import Fetcher
-from deployments.engines.image_ops import decode
+from deployments.engines.image_files import Wanted, check_bytes, too_large
+from deployments.engines.picture_cache import PictureCache
 
 logger = logging.getLogger(__name__)
 
 _DATA_URL = re.compile(r"\s*data:", re.IGNORECASE)
-_WHITESPACE = bytes(range(33)) + b"\x7f"
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image's bytes, or its base64, and what is to become of it. `key` says both in short."""
+
+    data: bytes
+    wanted: Wanted
+    key: str
+
+
+@dataclass
+class _Flight:
+    """A decoding that is under way, and how many wait for it."""
+
+    task: asyncio.Task[Picture | AtelierError]
+    waiting: int = 0
 
 
 class Preprocessing:
-    """Fetches, checks and normalises images; keeps no state between them."""
+    """Fetches, checks and normalises images; remembers the last ones.
+
+    Args:
+        settings: limits and budgets.
+        fetcher: of URLs; one after the settings if None.
+        decoders: None starts a pool and waits for it, so that no request does.
+    """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, settings: PreprocessingSettings, fetcher: Fetcher | None = None
+        self,
+        settings: PreprocessingSettings,
+        fetcher: Fetcher | None = None,
+        decoders: Decoders | None = None,
     ) -> None:
         self._settings = settings
         self._fetcher = fetcher or Fetcher(settings)
-        # Its size bounds how many pictures are decoded, hence in memory, at once.
-        self._decoders = ThreadPoolExecutor(max(2, math.ceil(settings.num_cpus)), "decode")
+        self._cache = PictureCache(settings.cache_mb * 2**20)
+        self._flights: dict[str, _Flight] = {}
+        self._decoders = decoders or Decoders(settings)
+        if decoders is None:
+            await self._decoders.start()
 
     async def prepare(self, source: ImageSource) -> Picture:
         """The picture behind a source. Raises InvalidImage or PayloadTooLarge that name `source.param`."""
-        data = await self._read(source)
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._decoders, self._decode, data, source
-            )
-        except AtelierError:
-            raise
+            data = await self._read(source)
+            # In a thread: hashing 20 MB takes 10 ms.
+            file = await asyncio.to_thread(_file, data, source, self._settings)
+            result = self._cache.get(file.key) or await self._decoded(file)
+        except AtelierError as error:
+            result = error
         except Exception:
             logger.exception("preparing the image at %s failed", source.param)
-        raise EngineFailed("Preparing an image failed.", param=source.param)
+            result = EngineFailed("Preparing an image failed.")
+        if isinstance(result, AtelierError):
+            # A new one: the same image may stand at two places of a request.
+            raise type(result)(result.message, param=source.param, code=result.code)
+        return _scoped(result, source.scope)
 
     async def _read(self, source: ImageSource) -> bytes | str:
-        """Raw bytes, or a data URL to be decoded in the thread."""
+        """Raw bytes, or a data URL as it came."""
         if (source.url is None) == (source.data is None):
-            raise InvalidImage("Give an image either as a URL or as a file.", param=source.param)
+            raise InvalidImage("Give an image either as a URL or as a file.")
         if source.url is None:
             return source.data or b""
         if _DATA_URL.match(source.url):
             return source.url
         return await self._fetcher.fetch(source.url, source.param)
 
-    def _decode(self, data: bytes | str, source: ImageSource) -> Picture:
-        settings = self._settings
-        if isinstance(data, str):
-            data = read_data_url(data, settings.max_bytes, source.param)
-        if not data:
-            raise InvalidImage("The image is empty: it has no bytes.", param=source.param)
-        if len(data) > settings.max_bytes:
-            raise _too_large(settings.max_bytes, source.param)
-        return decode(
-            data,
-            max_source_pixels=settings.max_source_pixels,
-            max_pixels=settings.max_pixels,
-            param=source.param,
-        )
+    async def _decoded(self, file: _File) -> Picture | AtelierError:
+        """Decodes a file once, however many ask for it at the same time."""
+        flight = self._flights.get(file.key)
+        if flight is None:
+            flight = self._flights[file.key] = _Flight(asyncio.create_task(self._decode(file)))
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting:
+                del self._flights[file.key]
+                flight.task.cancel()  # if it is not done: all clients went away
+
+    async def _decode(self, file: _File) -> Picture | AtelierError:
+        try:
+            picture = await self._decoders.decode(file.data, file.wanted)
+        except AtelierError as error:
+            return error
+        self._cache.put(file.key, picture)
+        return picture
 
     async def check_health(self) -> None:
-        """A replica that can answer can work: there is nothing to lose."""
+        """A replica that can answer can work: a decoding process that is gone is started anew."""
+
+    def __del__(self) -> None:
+        """Serve calls this when the replica stops."""
+        decoders = getattr(self, "_decoders", None)
+        if decoders is not None:
+            decoders.close()
 
 
-def read_data_url(url: str, max_bytes: int, param: str | None) -> bytes:
-    """The bytes of a base64 data URL: padding, blanks and alphabet forgiven, the declared type ignored."""
+def _file(data: bytes | str, source: ImageSource, settings: PreprocessingSettings) -> _File:
+    """Raises InvalidImage or PayloadTooLarge."""
+    paints = source.purpose != "look"
+    wanted = Wanted(
+        max_bytes=settings.max_bytes,
+        max_source_pixels=settings.max_paint_pixels if paints else settings.max_source_pixels,
+        max_frames=settings.max_frames,
+        max_pixels=settings.budget(source.detail),
+        purpose=source.purpose,
+        base64=isinstance(data, str),
+    )
+    if isinstance(data, str):
+        data = _payload(data, settings.max_bytes)
+    else:
+        check_bytes(data, settings.max_bytes)
+    state = hashlib.sha256(repr((source.scope, wanted)).encode())
+    state.update(data)
+    return _File(data, wanted, state.hexdigest())
+
+
+def _payload(url: str, max_bytes: int) -> bytes:
+    """The base64 of a data URL, whose declared type is ignored."""
     header, comma, payload = url.partition(",")
     if not comma or not header.strip().lower().endswith(";base64"):
-        raise InvalidImage(
-            "A data URL must read data:image/png;base64,DATA (or jpeg, webp, gif).", param=param
-        )
+        raise InvalidImage("A data URL must read data:image/png;base64,DATA (or jpeg, webp, gif).")
     # Before anything copies it; a third is base64's overhead, the rest line breaks or %XX.
     if len(payload) > 4 * max_bytes + 1024:
-        raise _too_large(max_bytes, param)
-    try:
-        raw = payload.encode("ascii")
-        raw = unquote_to_bytes(raw) if b"%" in raw else raw
-        raw = raw.translate(_URL_SAFE, _WHITESPACE).rstrip(b"=")
-        if len(raw) * 3 // 4 > max_bytes:
-            raise _too_large(max_bytes, param)
-        return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
-    except (UnicodeEncodeError, binascii.Error):
-        pass
-    raise InvalidImage("The data URL is not valid base64.", param=param)
+        raise too_large(max_bytes)
+    if not payload.isascii():
+        raise InvalidImage("The image is not valid base64.")
+    return payload.encode("ascii")
 
 
-def _too_large(max_bytes: int, param: str | None) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"The image is larger than {max_bytes:,} bytes. Reduce or compress it.", param=param
-    )
+def _scoped(picture: Picture, scope: str) -> Picture:
+    """The picture under a digest that no other scope can arrive at."""
+    if not scope:
+        return picture
+    return replace(picture, digest=hashlib.sha256(f"{scope}/{picture.digest}".encode()).hexdigest())

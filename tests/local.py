@@ -21,6 +21,7 @@ from deployments.contracts.messages import (
     Picture,
 )
 from deployments.contracts.settings import ModelSettings, PreprocessingSettings
+from deployments.engines.decoders import Decoders
 from deployments.image_generator import ImageGenerator
 from deployments.preprocessing import Preprocessing
 from deployments.vision_language import VisionLanguage
@@ -116,7 +117,10 @@ class Application:
         self.shells: dict[str, Any] = {}
 
     async def start(self) -> Any:
-        preprocessing = LocalPreprocessing(await _built(Preprocessing, self.prep))
+        # Without waiting for its processes: most tests send no picture.
+        decoders = Decoders(self.prep)
+        self.shells["preprocessing"] = await _built(Preprocessing, self.prep, None, decoders)
+        preprocessing = LocalPreprocessing(self.shells["preprocessing"])
         chat: dict[str, Any] = {}
         images: dict[str, Any] = {}
         for model in self.models:
@@ -135,10 +139,10 @@ class Application:
         return self.states
 
 
-async def _built(shell: type, settings: Any) -> Any:
+async def _built(shell: type, *args: Any) -> Any:
     # Serve awaits asynchronous constructors; plain Python does not.
     instance = shell.__new__(shell)
-    await instance.__init__(settings)
+    await instance.__init__(*args)
     return instance
 
 
@@ -187,4 +191,5 @@ async def serve_locally(application: Application) -> AsyncIterator[str]:
         server.should_exit = True
         await task
         for shell in application.shells.values():
-            await shell.__del__()
+            if (closing := shell.__del__()) is not None:
+                await closing

@@ -25,6 +25,9 @@ Purpose = Literal["look", "paint", "mask"]
 """What an image is for. look: a language model reads it, at its pixel budget. paint: an image model repaints
 it, at its own size. mask: only its alpha counts, 0 where the picture may be repainted."""
 
+Detail = Literal["low", "auto", "high"]
+"""How closely a language model looks at a picture: which pixel budget it is reduced to."""
+
 MAX_PROMPTS = 16
 """Prompts in one completion request: each takes a slot of the engine."""
 
@@ -38,6 +41,11 @@ class ImageSource:
     param: str | None = None
     """Where it stood in the request, for error messages (`messages.0.content.1.image_url`)."""
     purpose: Purpose = "look"
+    detail: Detail = "auto"
+    """For purpose "look"."""
+    scope: str = ""
+    """Whose it is. Caches of pictures are not shared between scopes: a quick answer, from one that is
+    known, would tell that somebody else has sent it."""
     max_side: int | None = None
     """A picture with a longer side, in pixels, is refused; None: by the general limits alone."""
 
@@ -50,7 +58,7 @@ class Picture:
     """uint8, C-contiguous: shape (height, width, 3), RGB; of a mask (height, width), 255 where the picture is
     to be repainted and 0 where it stays. Read-only when it arrives by reference."""
     digest: str
-    """Hex SHA-256 over shape and pixels: the key of the engine's multimodal cache."""
+    """Hex SHA-256 over scope, shape and pixels: the key of the engine's multimodal cache."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deployments.contracts.messages import Detail
+
 Task = Literal["vision_language", "image_generation"]
 
 
@@ -98,12 +100,34 @@ class PreprocessingSettings(Frozen):
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     max_bytes: Annotated[int, Field(gt=0)] = 20 * 1024 * 1024
     max_source_pixels: Annotated[int, Field(gt=0)] = 64_000_000
+    max_paint_pixels: Annotated[int, Field(gt=0)] = 16_777_216
+    """Of a picture to be repainted or its mask: those keep their size."""
+    max_frames: Annotated[int, Field(gt=0)] = 1000
+    """Of an animation; only the first is decoded."""
     max_pixels: Annotated[int, Field(gt=0)] = 1_048_576
-    """Larger pictures are reduced to this many pixels, keeping their aspect."""
+    """Larger pictures are reduced to this many pixels, keeping their aspect. A request's `detail` of low or
+    high asks for one of the next two instead."""
+    low_detail_pixels: Annotated[int, Field(gt=0)] = 262_144
+    high_detail_pixels: Annotated[int | None, Field(gt=0)] = None
+    """None: as max_pixels."""
+    decode_workers: Annotated[int | None, Field(ge=1)] = None
+    """Processes that decode; None: one per CPU of the replica, at least two."""
+    decode_memory_mb: Annotated[int, Field(ge=64)] = 1024
+    """What one of them may take for a picture."""
+    decode_timeout_s: Annotated[float, Field(gt=0)] = 4
+    """For one picture; the process is then killed."""
+    cache_mb: Annotated[int, Field(ge=0)] = 256
+    """Decoded pictures that a replica keeps, so that the next turn of a conversation decodes none again."""
     fetch_urls: bool = True
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 10
     fetch_private_hosts: tuple[str, ...] = ()
     """`host:port` pairs that may be fetched although their address is not public, e.g. an internal store."""
+
+    def budget(self, detail: Detail) -> int:
+        """The pixels that a picture of this detail is reduced to."""
+        if detail == "low":
+            return min(self.low_detail_pixels, self.max_pixels)
+        return max(self.high_detail_pixels or 0, self.max_pixels) if detail == "high" else self.max_pixels
 
 
 ModelSettings.model_rebuild()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from deployments.contracts.errors import TimedOut
@@ -33,6 +33,8 @@ class ChatCall:
     body: dict[str, Any]
     images: tuple[ImageSource, ...] = ()
     surface: Surface = "chat"
+    scope: str = ""
+    """Whose request it is: pictures are cached apart for each."""
 
 
 class Operations:
@@ -107,7 +109,8 @@ class Operations:
     ) -> tuple[ModelSettings, ChatRequest, list[PendingPicture]]:
         model = self.chat_model(call.body.get("model"))
         self.readiness.require(model)
-        pictures = [self._preprocessing.prepare(source) for source in call.images]
+        sources = [replace(source, scope=call.scope) for source in call.images]
+        pictures = [self._preprocessing.prepare(source) for source in sources]
         request = ChatRequest(request_id, {**call.body, "model": model.id}, call.surface)
         return model, request, pictures
 

@@ -59,7 +59,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest(
-            'The body must be a JSON object, such as {"model": "...", ...}: one pair of braces around all fields.',
+            'The body must be a JSON object, such as {"model": "..."}: braces around all fields.',
             code="invalid_json",
         )
     return body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from serve_app.graph.readiness import UP
 from serve_app.ingress.body import read_json
 from serve_app.ingress.dialects.dialect import Dialect
 from serve_app.ingress.errors import json_response
+from serve_app.ingress.scope import scope_of
 from serve_app.ingress.sse import EventStream
 from serve_app.settings import IngressSettings
 
@@ -68,7 +70,7 @@ class Handlers:
 
         async def endpoint(request: Request) -> Any:
             body = await read_json(request, self._settings.max_body_bytes)
-            call = dialect.call(body, self._settings.max_images)
+            call = replace(dialect.call(body, self._settings.max_images), scope=scope_of(request.headers))
             request_id = request.state.request_id
             if dialect.wire is not None and body.get("stream"):
                 events = self._operations.stream_chat(call, request_id)

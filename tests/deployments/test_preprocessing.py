@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import logging
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -13,19 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments import preprocessing
 from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage, PayloadTooLarge
 from deployments.contracts.messages import ImageSource, Picture
 from deployments.contracts.settings import PreprocessingSettings
+from deployments.engines.decoders import Decoders
+from deployments.engines.image_files import Wanted
 from deployments.preprocessing import Preprocessing
 
 RED = (226, 32, 38)
 PARAM = "messages.0.content.1.image_url"
 
 
-def png(size: tuple[int, int] = (64, 48)) -> bytes:
+def png(size: tuple[int, int] = (64, 48), mode: str = "RGB", colour: Any = RED) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, RED).save(buffer, "PNG")
+    Image.new(mode, size, colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -38,9 +40,34 @@ class Urls:
         raise InvalidImage("no", param=param, code="image_fetch_failed")
 
 
+class Counting(Decoders):
+    """Counts what is really decoded."""
+
+    decoded = 0
+    bug: Exception | None = None
+
+    async def decode(self, data: bytes, wanted: Wanted) -> Picture:
+        if self.bug:
+            raise self.bug
+        self.decoded += 1
+        return await super().decode(data, wanted)
+
+    def close(self) -> None:
+        """Not with a replica: all tests share its processes."""
+
+
+SHARED = Counting(PreprocessingSettings())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    Decoders.close(SHARED)
+
+
 async def shell(**limits: Any) -> Preprocessing:
     replica = Preprocessing.__new__(Preprocessing)
-    await Preprocessing.__init__(replica, PreprocessingSettings(**limits), Urls())  # type: ignore[arg-type]
+    await Preprocessing.__init__(replica, PreprocessingSettings(**limits), Urls(), SHARED)  # type: ignore[arg-type]
     return replica
 
 
@@ -149,12 +176,114 @@ async def test_many_at_once() -> None:
 async def test_a_bug_is_logged_and_not_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_args: Any, **_kwargs: Any) -> None:
-        raise KeyError("secret")
-
-    monkeypatch.setattr(preprocessing, "decode", fail)
+    monkeypatch.setattr(SHARED, "bug", KeyError("secret"))
     with caplog.at_level(logging.ERROR):
         error = await refusal(data=png())
     assert isinstance(error, EngineFailed)
     assert "secret" not in error.message
     assert "secret" in caplog.text
+
+
+# ---------------------------------------------------------------------- purposes and details
+@pytest.mark.parametrize(
+    ("detail", "limits", "pixels"),
+    [
+        ("low", {}, 262_144),
+        ("auto", {}, 1_048_576),
+        ("high", {}, 1_048_576),
+        ("high", {"high_detail_pixels": 2_000_000}, 2_000_000),
+        ("auto", {"high_detail_pixels": 2_000_000}, 1_048_576),
+        ("low", {"max_pixels": 10_000}, 10_000),
+        ("high", {"max_pixels": 2_000_000, "high_detail_pixels": 10_000}, 2_000_000),
+    ],
+)
+async def test_detail_is_a_budget(detail: Any, limits: dict[str, int], pixels: int) -> None:
+    picture = await prepare(ImageSource(data=png((2000, 2000)), detail=detail), **limits)
+    assert 0.99 * pixels < picture.pixels.shape[0] * picture.pixels.shape[1] <= pixels
+
+
+async def test_a_picture_to_repaint_keeps_its_size_and_has_its_own_limit() -> None:
+    source = ImageSource(data=png((800, 600)), purpose="paint", param=PARAM)
+    assert (await prepare(source, max_pixels=1000)).pixels.shape == (600, 800, 3)
+    small = ImageSource(data=png((8, 6)), purpose="paint")
+    assert (await prepare(small)).pixels.shape == (6, 8, 3)
+    with pytest.raises(InvalidImage, match="at most 470,000"):
+        await prepare(source, max_paint_pixels=470_000)
+
+
+async def test_a_mask_is_where_nothing_is_opaque() -> None:
+    image = Image.new("RGBA", (64, 48), (9, 9, 9, 255))
+    image.paste((9, 9, 9, 0), (0, 0, 32, 48))
+    image.paste((9, 9, 9, 1), (0, 0, 32, 10))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    mask = (await prepare(ImageSource(data=buffer.getvalue(), purpose="mask"))).pixels
+    assert mask.shape == (48, 64)
+    assert (mask[10:, :32] == 255).all()
+    assert (mask[:10] == 0).all()
+    assert (mask[:, 32:] == 0).all()
+
+
+async def test_a_mask_needs_alpha() -> None:
+    with pytest.raises(InvalidImage, match="no alpha channel") as caught:
+        await prepare(ImageSource(data=png(), purpose="mask", param="mask"))
+    assert caught.value.param == "mask"
+
+
+# ---------------------------------------------------------------------- what is remembered
+async def test_the_same_image_is_decoded_once() -> None:
+    replica, before = await shell(), SHARED.decoded
+    source = ImageSource(url="data:;base64," + base64.b64encode(png((90, 70))).decode(), param=PARAM)
+    first = await asyncio.gather(*(replica.prepare(source) for _ in range(5)))
+    again = await replica.prepare(source)
+    assert SHARED.decoded == before + 1
+    assert {picture.digest for picture in first} == {again.digest}
+    assert (again.pixels == RED).all()
+
+
+async def test_another_budget_purpose_or_scope_is_another_picture() -> None:
+    replica, before = await shell(), SHARED.decoded
+    data = png((600, 600), "RGBA")
+    sources = [
+        ImageSource(data=data),
+        ImageSource(data=data, detail="low"),
+        ImageSource(data=data, purpose="mask"),
+        ImageSource(data=data, scope="a"),
+        ImageSource(data=data, scope="b"),
+    ]
+    found = [await replica.prepare(source) for source in sources]
+    assert SHARED.decoded == before + 5
+    assert len({picture.digest for picture in found}) == 5
+    assert np.array_equal(found[0].pixels, found[3].pixels)
+    assert (await replica.prepare(sources[3])).digest == found[3].digest
+
+
+async def test_without_a_cache_nothing_is_remembered() -> None:
+    replica, before = await shell(cache_mb=0), SHARED.decoded
+    for _ in range(2):
+        await replica.prepare(ImageSource(data=png()))
+    assert SHARED.decoded == before + 2
+
+
+async def test_one_client_that_leaves_does_not_take_the_others_with_it() -> None:
+    replica = await shell()
+    source = ImageSource(data=png((1500, 1500)), param=PARAM)
+    leaving, staying = (asyncio.create_task(replica.prepare(source)) for _ in range(2))
+    await asyncio.sleep(0.005)
+    leaving.cancel()
+    assert (await staying).pixels.shape == (1024, 1024, 3)
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    alone = asyncio.create_task(replica.prepare(ImageSource(data=png((1400, 1400)))))
+    await asyncio.sleep(0.005)
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    assert replica._flights == {}
+
+
+async def test_each_place_of_a_bad_image_is_named() -> None:
+    replica = await shell()
+    sources = [ImageSource(data=b"nothing", param=name) for name in ("a", "b")]
+    errors = await asyncio.gather(*(replica.prepare(s) for s in sources), return_exceptions=True)
+    assert [error.param for error in errors if isinstance(error, InvalidImage)] == ["a", "b"]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from base64 import urlsafe_b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.contracts.errors import InvalidImage, InvalidRequest
-from deployments.contracts.messages import ImageSource
+from deployments.contracts.messages import Detail, ImageSource
+from deployments.engines.image_files import sniff
 from serve_app.graph.operations import ChatCall
 from serve_app.ingress.sse import DATA, Wire
 
 MAX_CHOICES = 16
 """vLLM bounds `n` at 16,384: one request could fill every slot of an engine."""
+
+_DETAILS: dict[str, Detail] = {"low": "low", "auto": "auto", "high": "high", "original": "high"}
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64}")
+_URL_SAFE = str.maketrans("+/", "-_")
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,20 @@ class Images:
         self._param = param
         self._lifted: list[ImageSource] = []
 
-    def lift(self, url: Any, param: str) -> dict[str, Any]:
-        """The part that stands where the image stood. Raises InvalidImage."""
-        if not isinstance(url, str) or not url.lower().startswith(("data:", "http://", "https://")):
-            raise InvalidImage(
-                f"'{param}' must hold an http(s) URL, or the image itself as 'data:image/png;base64,...'.",
-                param=param,
-            )
-        self._lifted.append(ImageSource(url=url, param=param))
+    def lift(self, url: Any, param: str, detail: Any = None, detail_param: str = "") -> dict[str, Any]:
+        """The part that stands where the image stood.
+
+        Args:
+            url: an http(s) or data URL, or the image itself as base64.
+            param: the field that holds it.
+            detail: OpenAI's word for how closely to look, if the API has one.
+            detail_param: the field that holds that.
+
+        Raises:
+            InvalidImage, InvalidRequest: it is none of these.
+        """
+        source = ImageSource(url=_image_url(url, param), param=param, detail=_detail(detail, detail_param))
+        self._lifted.append(source)
         return {"type": "picture", "picture": len(self._lifted) - 1}
 
     def all(self) -> tuple[ImageSource, ...]:
@@ -57,6 +70,34 @@ class Images:
                 code="too_many_images",
             )
         return tuple(self._lifted)
+
+
+def _image_url(url: Any, param: str) -> str:
+    # Only the beginning is looked at here: the rest may be megabytes.
+    start = url[:256].lstrip() if isinstance(url, str) else ""
+    if start.lower().startswith(("data:", "http://", "https://")):
+        return str(url)
+    if not _BASE64.match(start):
+        raise InvalidImage(
+            f"'{param}' must hold an http(s) URL, or the image itself as 'data:image/png;base64,...' or as"
+            " plain base64.",
+            param=param,
+        )
+    if sniff(urlsafe_b64decode(start[:16].translate(_URL_SAFE))) is None:
+        raise InvalidImage(
+            f"'{param}' holds base64, but not of an image. Send a PNG, JPEG, WebP or GIF image.", param=param
+        )
+    return f"data:;base64,{url}"
+
+
+def _detail(detail: Any, param: str) -> Detail:
+    if detail is None:
+        return "auto"
+    if not isinstance(detail, str) or detail not in _DETAILS:
+        raise InvalidRequest(
+            f"'{param}' must be one of {', '.join(_DETAILS)}.", param=param, code="invalid_value"
+        )
+    return _DETAILS[detail]
 
 
 def check_model(body: dict[str, Any]) -> None:

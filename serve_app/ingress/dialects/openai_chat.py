@@ -56,8 +56,10 @@ def _part(part: Any, param: str, images: Images) -> dict[str, Any]:
         return part
     if kind != "image_url":
         raise wrong_type(param, "'text' or 'image_url'")
-    image = part.get("image_url")
-    return images.lift(image.get("url") if isinstance(image, dict) else image, f"{param}.image_url")
+    image, param = part.get("image_url"), f"{param}.image_url"
+    if not isinstance(image, dict):
+        image = {"url": image}
+    return images.lift(image.get("url"), param, image.get("detail"), f"{param}.detail")
 
 
 CHAT = Dialect(chat_call)

@@ -76,7 +76,7 @@ def _part(part: Any, param: str, images: Images) -> dict[str, Any]:
             f"'{param}.image_url' is missing: files are not stored here, send the image itself or its URL.",
             param=f"{param}.image_url",
         )
-    return images.lift(part["image_url"], f"{param}.image_url")
+    return images.lift(part["image_url"], f"{param}.image_url", part.get("detail"), f"{param}.detail")
 
 
 def error_event(error: AtelierError, request_id: str, sent: int) -> dict[str, Any]:
