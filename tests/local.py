@@ -115,6 +115,7 @@ class Application:
         self.prep = PreprocessingSettings.model_validate(prep)
         self.states: dict[str, State] = {model.deployment_name: "ready" for model in self.models}
         self.shells: dict[str, Any] = {}
+        self.operations: Operations | None = None
 
     async def start(self) -> Any:
         # Without waiting for its processes: most tests send no picture.
@@ -132,7 +133,9 @@ class Application:
                 images[model.id] = LocalImages(self.shells[model.id])
         readiness = Readiness(self.models, self._states)
         await readiness.refresh()
-        operations = Operations(Catalog(self.models), readiness, preprocessing, chat, images)
+        operations = self.operations = Operations(
+            Catalog(self.models), readiness, preprocessing, chat, images
+        )
         return make_application(operations, self.ingress)
 
     async def _states(self) -> Mapping[str, State]:

@@ -23,6 +23,7 @@ from serve_app.ingress.dialects import image_service, vlm_rest, vlm_service
 from serve_app.ingress.dialects.older import Answer, retold
 from serve_app.ingress.errors import STATUS, json_response, unknown_error
 from serve_app.ingress.image_handlers import collect
+from serve_app.ingress.scope import scope_of
 from serve_app.ingress.sse import EventStream
 from serve_app.ingress.tally import Tally
 from serve_app.settings import IngressSettings
@@ -140,15 +141,20 @@ class OlderHandlers:
     async def _answer(self, request: Request, call: ChatCall) -> tuple[Answer, float]:
         """The answer and its milliseconds, preprocessing and waiting included."""
         started, answer = time.perf_counter(), Answer()
-        limit = self._settings.chat_timeout_s
+        limit, call = self._settings.chat_timeout_s, _scoped(request, call)
         answer.add(await self._operations.chat(call, request.state.request_id, timeout_s=limit))
         return answer, _milliseconds(started)
 
     def _chunks(self, request: Request, call: ChatCall) -> AsyncGenerator[list[bytes], None]:
         streamed = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
+        call = replace(_scoped(request, call), body=streamed)
         return self._operations.stream_chat(
-            replace(call, body=streamed), request.state.request_id, timeout_s=self._settings.chat_timeout_s
+            call, request.state.request_id, timeout_s=self._settings.chat_timeout_s
         )
+
+
+def _scoped(request: Request, call: ChatCall) -> ChatCall:
+    return replace(call, scope=scope_of(request.headers))
 
 
 def _milliseconds(started: float) -> float:

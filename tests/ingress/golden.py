@@ -94,7 +94,12 @@ def _filled(value: Any) -> Any:
 
 def _file(match: re.Match[str]) -> str:
     letter, star, count = match[1].partition("*")
-    return letter * int(count) if star else base64.b64encode(FILES[match[1]]()).decode()
+    return letter * int(count) if star else in_base64(match[1])
+
+
+def in_base64(name: str) -> str:
+    """One of FILES."""
+    return base64.b64encode(FILES[name]()).decode()
 
 
 def _events(text: str) -> list[Any]:
