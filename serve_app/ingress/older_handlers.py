@@ -177,7 +177,8 @@ def _recorded(request: Request) -> Iterator[Callable[[dict[str, Any]], dict[str,
     except Exception as error:
         theirs = isinstance(error, AtelierError) and STATUS[error.kind][0] < 500
         level = logging.INFO if theirs else logging.ERROR
-        log.log(level, "%s %s failed: %r", path, request_id, parameters, extra=about, exc_info=not theirs)
+        said = (path, request_id, error, parameters)
+        log.log(level, "%s %s failed: %s %r", *said, extra=about, exc_info=not theirs)
         raise
 
 

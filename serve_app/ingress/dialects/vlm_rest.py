@@ -161,9 +161,12 @@ def _success(data: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(text: str) -> list[Any]:
     """The complete lines of an answer that may have been cut off."""
-    found = from_json(text, allow_partial=True) if text.strip() else {}
+    try:
+        found = from_json(text, allow_partial=True)
+    except ValueError:
+        return []
     lines = found.get("lines", []) if isinstance(found, dict) else []
-    return [line for line in lines if len(line.get("box", ())) == 4]
+    return [line for line in lines if isinstance(line, dict) and len(line.get("box", ())) == 4]
 
 
 def chunk(text: str) -> dict[str, Any]:
