@@ -40,3 +40,8 @@ class ImageBackend(Protocol):
 
     async def cancel(self, name: str) -> bool:
         """Take out the requests that `name` means on any replica, the client's id or ours."""
+
+
+class Peers(Protocol):
+    async def cancel_unanswered(self, name: str) -> bool:
+        """Give up the requests that `name` means and that stand in Serve's queue at any ingress."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -103,6 +102,25 @@ class ImageGeneratorHandle:
         return any(await _broadcast(self._all, "cancel", (name,), self._line))
 
 
+class IngressPeers:
+    """Calls every replica of the ingress, this one among them.
+
+    Args:
+        handle: makes the ingress's own handle; asked for once there is something to call.
+    """
+
+    def __init__(self, handle: Callable[[], DeploymentHandle]) -> None:
+        self._handle = handle
+        self._line = Line(on_lost=lambda: None)
+
+    async def cancel_unanswered(self, name: str) -> bool:
+        return any(await _broadcast(self._handle(), "cancel_unanswered", (name,), self._line))
+
+    async def tallies(self) -> list[Any]:
+        """What each has counted."""
+        return await _broadcast(self._handle(), "tally", (), self._line)
+
+
 async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...], line: Line) -> list[Any]:
     """What every replica answers. Those that die under the call are left out; none is no error.
 
@@ -130,21 +148,6 @@ async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...
         if isinstance(answer, Exception) and answer not in dead:
             raise translate(answer, line) from answer
     return [answer for answer in answers if not isinstance(answer, Exception)]
-
-
-def from_every_replica(deployment: str, app_name: str, method: str) -> Callable[[], Awaitable[list[Any]]]:
-    """A question to every replica of a deployment, be it the caller's own."""
-    line = Line(lambda: None)
-
-    @cache
-    def handle() -> DeploymentHandle:
-        # Not before the first question: a replica that is just starting has no deployment to be found yet.
-        return serve.get_deployment_handle(deployment, app_name)
-
-    async def ask() -> list[Any]:
-        return await _broadcast(handle(), method, (), line)
-
-    return ask
 
 
 def merge(queues: Sequence[ImageQueue]) -> ImageQueue:

@@ -18,7 +18,7 @@ from deployments.contracts.messages import (
     Surface,
 )
 from deployments.contracts.settings import ModelSettings
-from serve_app.graph.backends import ChatBackend, ImageBackend, PendingPicture, Preprocessor
+from serve_app.graph.backends import ChatBackend, ImageBackend, Peers, PendingPicture, Preprocessor
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.unanswered import Unanswered
@@ -46,6 +46,7 @@ class Operations:
         preprocessing: takes every image first.
         chat: model id → backend.
         images: model id → backend.
+        peers: the ingress replicas; None where this is the only one.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Operations:
         preprocessing: Preprocessor,
         chat: Mapping[str, ChatBackend],
         images: Mapping[str, ImageBackend],
+        peers: Peers | None = None,
     ) -> None:
         self.catalog = catalog
         self.readiness = readiness
         self._preprocessing = preprocessing
         self._chat = chat
         self._images = images
+        self._peers = peers
         self._unanswered = Unanswered()
 
     async def chat(self, call: ChatCall, request_id: str, *, timeout_s: float | None = None) -> bytes:
@@ -89,7 +92,7 @@ class Operations:
         """
         model, request, pictures = self._prepare_chat(call, request_id)
         chunks = self._chat[model.id].stream_chat(request, pictures)
-        stream = self._first_while_up(model, chunks, request_id)
+        stream = self._first_while_up(model, chunks)
         return stream if timeout_s is None else _in_time(stream, timeout_s, "Ask for fewer tokens.")
 
     def chat_model(self, name: str | None) -> ModelSettings:
@@ -115,13 +118,12 @@ class Operations:
         return model, request, pictures
 
     async def _first_while_up(
-        self, model: ModelSettings, stream: AsyncGenerator[T, None], request_id: str
+        self, model: ModelSettings, stream: AsyncGenerator[T, None]
     ) -> AsyncGenerator[T, None]:
-        """The stream; until it has begun, it is given up if the model goes down or it is cancelled."""
+        """The stream; until it has begun, it is given up if the model goes down."""
         async with aclosing(stream):
             try:
-                first = self._unanswered.wait(request_id, anext(stream))
-                yield await self.readiness.while_up(model, first)
+                yield await self.readiness.while_up(model, anext(stream))
             except StopAsyncIteration:
                 return
             async for item in stream:
@@ -159,7 +161,7 @@ class Operations:
         events = self._images[model.id].generate(request, pictures)
         own = model.generation.timeout_s if model.generation else None
         limits = [limit for limit in (timeout_s, own) if limit is not None]
-        stream = self._first_while_up(model, events, request.request_id)
+        stream = self._first_while_up(model, self._unanswered.watch(request.request_id, events))
         return _in_time(stream, min(limits), *_SMALLER) if limits else stream
 
     async def image_queue(self, model: ModelSettings) -> ImageQueue:
@@ -179,7 +181,9 @@ class Operations:
         Returns:
             Whether there was one.
         """
-        here = self._unanswered.cancel(name)
+        # Those that no replica has answered first: what leaves Serve's queue meanwhile is met at its replica.
+        peers = self._peers
+        here = await peers.cancel_unanswered(name) if peers else self.cancel_unanswered(name)
         backends = [self._images[model.id]] if model else list(self._images.values())
         answers = await asyncio.gather(*(b.cancel(name) for b in backends), return_exceptions=True)
         if here or True in answers:
@@ -188,6 +192,10 @@ class Operations:
             if isinstance(answer, BaseException):
                 raise answer
         return False
+
+    def cancel_unanswered(self, name: str) -> bool:
+        """The part of `cancel_image` that concerns requests of this ingress in Serve's own queue."""
+        return self._unanswered.cancel(name)
 
 
 _SMALLER = ("Ask for fewer steps, fewer pictures or a smaller size.",)

@@ -4,7 +4,8 @@ ingress that sent them can reach them."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from deployments.contracts.errors import Cancelled
@@ -14,16 +15,24 @@ T = TypeVar("T")
 
 
 class Unanswered:
-    """Waits for first answers, any of which can be given up by name."""
+    """Holds streams up to their first item; until then each can be given up by name."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._given_up: set[str] = set()
 
-    async def wait(self, request_id: str, answer: Awaitable[T]) -> T:
-        """The answer. Raises Cancelled if `cancel` came first."""
-        task = asyncio.ensure_future(answer)
-        self._waiting[request_id] = task
+    async def watch(self, request_id: str, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The stream. Raises Cancelled if `cancel` came before its first item."""
+        async with aclosing(stream):
+            try:
+                yield await self._first(request_id, stream)
+            except StopAsyncIteration:
+                return
+            async for item in stream:
+                yield item
+
+    async def _first(self, request_id: str, stream: AsyncGenerator[T, None]) -> T:
+        task = self._waiting[request_id] = asyncio.ensure_future(anext(stream))
         try:
             return await task
         except asyncio.CancelledError:

@@ -13,10 +13,10 @@ from starlette.applications import Starlette
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.handles import (
     ImageGeneratorHandle,
+    IngressPeers,
     PreprocessingHandle,
     VisionLanguageHandle,
     deployment_states,
-    from_every_replica,
 )
 from serve_app.graph.operations import Operations
 from serve_app.graph.readiness import Readiness
@@ -40,7 +40,6 @@ class Ingress:
     ) -> None:
         context = serve.get_replica_context()
         app_name = context.app_name
-        self._tally = Tally(from_every_replica(context.deployment, app_name, "tally"))
         readiness = Readiness(settings.models, partial(deployment_states, app_name))
         chat: dict[str, Any] = {}
         images: dict[str, Any] = {}
@@ -50,13 +49,19 @@ class Ingress:
             else:
                 images[model.id] = ImageGeneratorHandle(models[model.id], readiness.look_now)
         self._settings = settings.ingress
+        peers = IngressPeers(partial(serve.get_deployment_handle, context.deployment, app_name))
+        self._tally = Tally(peers.tallies)
         self._operations = Operations(
-            Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images
+            Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images, peers
         )
+
+    async def cancel_unanswered(self, name: str) -> bool:
+        """Called by whichever replica a cancellation arrives at."""
+        return self._operations.cancel_unanswered(name)
+
+    async def tally(self) -> Counted:
+        """What this replica counted; each asks it of all."""
+        return self._tally.own()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return make_application(self._operations, self._settings, tally=self._tally, server_echoes_id=True)
-
-    async def tally(self) -> Counted:
-        """What this replica counted; `Tally` asks it of all of them."""
-        return self._tally.own()

@@ -85,13 +85,15 @@ def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[psut
 
 
 @contextmanager
-def serving(folder: Path, profile: str, name: str = "fake") -> Iterator[tuple[str, psutil.Process]]:
+def serving(
+    folder: Path, profile: str, name: str = "fake", seconds: float = 90
+) -> Iterator[tuple[str, psutil.Process]]:
     """`atelier serve` of a profile given as text; yields its URL and process once it is ready."""
     own, log, port = folder / f"{name}.yaml", folder / f"{name}.log", free_port()
     own.write_text(profile)
     command = [sys.executable, "-m", "serve_app.cli", "serve", "--profile", str(own), "--port", str(port)]
     with running(command, log, dict(os.environ)) as process:
-        eventually(lambda: "Atelier is ready" in log.read_text(), 90, process, log)
+        eventually(lambda: "Atelier is ready" in log.read_text(), seconds, process, log)
         yield f"http://127.0.0.1:{port}", process
 
 
