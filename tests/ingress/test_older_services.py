@@ -37,6 +37,15 @@ async def test_a_busy_queue_says_how_long_it_will_take(start) -> None:
         assert idle == {"status": "idle", "queued": 0, "processing": 0, "estimated_wait_seconds": 0}
 
 
+async def test_the_wait_is_a_number_before_anything_was_measured(start) -> None:
+    url, _ = await start(paint={"engine_args": {"step_seconds": 30}})
+    async with httpx.AsyncClient(base_url=url) as http:
+        painting = asyncio.create_task(http.post("/api/generate", json=PROMPT))
+        busy = await _until_json(http, "/api/queue/status", lambda status: status["status"] == "busy")
+        painting.cancel()
+    assert busy == {"status": "busy", "queued": 0, "processing": 1, "estimated_wait_seconds": 2}
+
+
 async def _until_json(http: httpx.AsyncClient, path: str, is_so) -> dict:
     for _ in range(200):
         answer = (await http.get(path)).json()

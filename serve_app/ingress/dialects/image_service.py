@@ -10,6 +10,7 @@ from typing import Any
 from deployments.contracts.errors import AtelierError, InvalidRequest, Overloaded
 from deployments.contracts.messages import ImageDone, ImageQueue, ImageRequest
 from deployments.contracts.settings import ModelSettings
+from serve_app.graph.pace import UNKNOWN_S
 from serve_app.graph.readiness import MAX_RETRY_AFTER_S
 from serve_app.ingress.dialects.image_sizes import resolve_size
 from serve_app.ingress.dialects.older import numbered
@@ -120,14 +121,15 @@ def headers(done: ImageDone) -> dict[str, str]:
 
 
 def queue_status(queue: ImageQueue) -> dict[str, Any]:
-    """`estimated_wait_seconds` is null while something is painted and nothing was ever measured."""
+    """Until something was measured, `estimated_wait_seconds` is a guess: its clients count on a number."""
     processing = sum(request.ahead == 0 for request in queue.requests)
-    wait = queue.drain_seconds if queue.requests else 0
+    guess = UNKNOWN_S * len(queue.requests)
+    wait = queue.drain_seconds if queue.requests and queue.drain_seconds is not None else guess
     return {
         "status": "busy" if queue.requests else "idle",
         "queued": len(queue.requests) - processing,
         "processing": processing,
-        "estimated_wait_seconds": None if wait is None else math.ceil(wait),
+        "estimated_wait_seconds": math.ceil(wait),
     }
 
 
