@@ -71,6 +71,18 @@ async def test_metrics_count_every_end_by_its_code(start) -> None:
     assert metrics["uptime_seconds"] >= 1
 
 
+async def test_a_picture_that_somebody_cancelled(start) -> None:
+    url, _ = await start(paint={"engine_args": {"step_seconds": 0.2}})
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        headers = {"x-request-id": "mine"}
+        painting = asyncio.create_task(http.post("/api/generate", json=PROMPT, headers=headers))
+        await _until_json(http, "/api/queue/status", lambda status: status["processing"] == 1)
+        assert (await http.delete("/v1/images/requests/mine")).status_code == 200
+        answer = await painting
+    assert answer.status_code == 499
+    assert (answer.json()["code"], answer.json()["request_id"]) == (4004, "mine")
+
+
 async def test_an_exception_that_nobody_foresaw_is_counted_and_hidden(start, monkeypatch) -> None:
     url, application = await start()
 
