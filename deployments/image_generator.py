@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 from deployments.contracts.engines import ImageEngine
-from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage, InvalidRequest
+from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage, InvalidRequest, Overloaded
 from deployments.contracts.messages import ImageEdit, ImageEvent, ImageQueue, ImageRequest, Picture
 from deployments.contracts.request_ids import is_named
 from deployments.contracts.settings import ModelSettings
@@ -18,6 +19,9 @@ from deployments.replica import EngineReplica
 
 logger = logging.getLogger(__name__)
 
+MIN_S, UNKNOWN_S, MAX_S = 1.0, 2.0, 120.0
+"""Bounds of a Retry-After. openai-python does not retry at all where it is above 120 s."""
+
 
 class ImageGenerator(EngineReplica[ImageEngine]):
     """One replica; `serve_app/app.py` wraps it into a deployment."""
@@ -25,6 +29,7 @@ class ImageGenerator(EngineReplica[ImageEngine]):
     # Serve awaits it, and routes here afterwards.
     async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]
         self._settings = settings
+        self._held = 0
         await self._start(make_image_engine(settings))
 
     async def generate(self, request: ImageRequest, *pictures: Picture) -> AsyncGenerator[ImageEvent, None]:
@@ -32,12 +37,14 @@ class ImageGenerator(EngineReplica[ImageEngine]):
 
         Pictures are positional, one by one, so that Ray resolves references to them on its way here.
         """
-        if request.edit is not None:
-            request = fit_edit(request, request.edit, pictures, self._settings)
-        events = self._running().generate(request, pictures)
+        await self._require_place()
+        self._held += 1
         try:
-            async for event in events:
-                yield event
+            if request.edit is not None:
+                request = fit_edit(request, request.edit, pictures, self._settings)
+            async with aclosing(self._running().generate(request, pictures)) as events:
+                async for event in events:
+                    yield event
             return
         except AtelierError:
             raise
@@ -46,8 +53,16 @@ class ImageGenerator(EngineReplica[ImageEngine]):
                 "image request %s failed", request.request_id, extra={"request_id": request.request_id}
             )
         finally:
-            await events.aclose()
+            self._held -= 1
         raise EngineFailed("The image engine failed on this request.")
+
+    async def _require_place(self) -> None:
+        """Raises Overloaded, with the time in which the queue should be done, if there is none."""
+        if self._held < self._settings.max_held_requests:
+            return
+        drain = (await self._running().queue()).drain_seconds
+        wait = UNKNOWN_S if drain is None else min(max(drain, MIN_S), MAX_S)
+        raise Overloaded(f"The queue is full. Try again in about {wait:.0f} seconds.", retry_after=wait)
 
     async def queue(self) -> ImageQueue:
         """What this replica paints now and what waits for it."""

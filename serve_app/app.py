@@ -23,6 +23,8 @@ log = logging.getLogger("ray.serve")
 
 _SHELLS = {"vision_language": VisionLanguage, "image_generation": ImageGenerator}
 
+CONTROL_SLOTS = 64
+
 # One JSON object a line, with the request id as a field. The ingress writes its own line for each request.
 _LOGGING = {"encoding": "JSON", "enable_access_log": False}
 
@@ -89,13 +91,20 @@ def _model_deployment(model: ModelSettings) -> Application:
             "runtime_env": {"env_vars": model.env},
         },
         autoscaling_config=_autoscaling(model.autoscaling),
-        max_ongoing_requests=model.max_ongoing_requests,
+        max_ongoing_requests=_slots(model),
         max_queued_requests=model.max_queued_requests,
         # A picture or a long answer may well take longer than Serve's default of 20 s.
         graceful_shutdown_timeout_s=120,
         health_check_period_s=5,
     )
     return deployment.bind(model)
+
+
+def _slots(model: ModelSettings) -> int:
+    # Calls for the queue and cancellations take slots too, and would wait behind the pictures that they are
+    # about. An image replica bounds its queue itself, below this.
+    held = model.max_held_requests + CONTROL_SLOTS
+    return held if model.task == "image_generation" else model.max_ongoing_requests
 
 
 def _between(least: int, most: int, ongoing: float) -> AutoscalingConfig:

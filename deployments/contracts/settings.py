@@ -50,11 +50,18 @@ class ModelSettings(Frozen):
     """Environment variables of the replica's process."""
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 64
+    """At a replica at once."""
     max_queued_requests: Annotated[int, Field(ge=1)] = 128
+    """Beyond those: at each ingress, or, of an image model, at the replica too, whose queue has places."""
     load_seconds: Annotated[float, Field(gt=0)] = 60
     """How long loading takes, roughly: the Retry-After of a model that has not loaded here before."""
     generation: GenerationDefaults | None = None
     """Image models only: what a request that names no size, steps or scale gets."""
+
+    @property
+    def max_held_requests(self) -> int:
+        """What a replica of an image model takes in, waiting included."""
+        return self.max_ongoing_requests + self.max_queued_requests
 
     @property
     def deployment_name(self) -> str:

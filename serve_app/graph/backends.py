@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
+from deployments.contracts.errors import Unavailable
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
+
+
+class ReplicaLost(Unavailable):
+    """A replica died under a request, or could not be reached any more."""
+
 
 PendingPicture = Any
 """A picture on its way: what `Preprocessor.prepare` returned. Only the backend that takes it resolves it."""

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.contracts.errors import AtelierError, Overloaded, Unavailable
 from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
-from serve_app.graph.backends import PendingPicture
+from serve_app.graph.backends import PendingPicture, ReplicaLost
 from serve_app.graph.pace import Pace
 from serve_app.graph.readiness import State
 
@@ -122,7 +122,7 @@ class IngressPeers:
 
 
 async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...], line: Line) -> list[Any]:
-    """What every replica answers. Those that die under the call are left out; none is no error.
+    """What every replica answers. Those that die or shut down under the call are left out; none is no error.
 
     A cancellation may arrive at another ingress than its request did, so no ingress can know which replica
     serves it: all are asked.
@@ -141,13 +141,12 @@ async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...
             await asyncio.sleep(0.05)
         except TimeoutError as error:
             raise Unavailable("A replica of the model does not answer.", retry_after=2) from error
-    dead = [answer for answer in answers if isinstance(answer, RayActorError)]
-    if dead:
-        line.lost()
     for answer in answers:
-        if isinstance(answer, Exception) and answer not in dead:
-            raise translate(answer, line) from answer
-    return [answer for answer in answers if not isinstance(answer, Exception)]
+        if isinstance(answer, BaseException):
+            failure = translate(answer, line)
+            if not isinstance(failure, Unavailable):
+                raise failure from answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def merge(queues: Sequence[ImageQueue]) -> ImageQueue:
@@ -211,7 +210,7 @@ def translate(error: BaseException, line: Line) -> Exception:
         return Overloaded(f"The queue is full. Try again in about {wait:.0f} seconds.", retry_after=wait)
     if isinstance(error, RayError | DeploymentUnavailableError | RayServeException):
         line.lost()
-        return Unavailable("The model's replica was lost while it worked on this request.", retry_after=2)
+        return ReplicaLost("The model's replica was lost while it worked on this request.", retry_after=2)
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 

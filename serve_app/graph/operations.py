@@ -13,12 +13,21 @@ from deployments.contracts.messages import (
     ChatRequest,
     ImageEvent,
     ImageQueue,
+    ImageQueued,
     ImageRequest,
     ImageSource,
+    ImageStep,
     Surface,
 )
 from deployments.contracts.settings import ModelSettings
-from serve_app.graph.backends import ChatBackend, ImageBackend, Peers, PendingPicture, Preprocessor
+from serve_app.graph.backends import (
+    ChatBackend,
+    ImageBackend,
+    Peers,
+    PendingPicture,
+    Preprocessor,
+    ReplicaLost,
+)
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.unanswered import Unanswered
@@ -158,18 +167,35 @@ class Operations:
         """
         self.readiness.require(model)
         pictures = [self._preprocessing.prepare(source) for source in sources]
-        events = self._images[model.id].generate(request, pictures)
         own = model.generation.timeout_s if model.generation else None
         limits = [limit for limit in (timeout_s, own) if limit is not None]
-        stream = self._first_while_up(model, self._unanswered.watch(request.request_id, events))
+        stream = self._painted(model, request, pictures)
         return _in_time(stream, min(limits), *_SMALLER) if limits else stream
+
+    async def _painted(
+        self, model: ModelSettings, request: ImageRequest, pictures: Sequence[PendingPicture]
+    ) -> AsyncGenerator[ImageEvent, None]:
+        """The events. If its replica is lost before anything was shown, the request goes to another, once."""
+        for last_try in (False, True):
+            shown = False
+            events = self._images[model.id].generate(request, pictures)
+            events = self._unanswered.watch(request.request_id, events)
+            try:
+                async with aclosing(self._first_while_up(model, events)) as stream:
+                    async for event in stream:
+                        shown = shown or not isinstance(event, ImageQueued | ImageStep)
+                        yield event
+                return
+            except ReplicaLost:
+                if shown or last_try:
+                    raise
 
     async def image_queue(self, model: ModelSettings) -> ImageQueue:
         """What all replicas of an image model paint and what waits for them. Empty if none is up.
 
         `request_id` in it is ours: `deployments.contracts.request_ids.client_id` gives the client's.
         """
-        return await self._images[model.id].queue()
+        return await self._images[model.id].queue() if self.readiness.is_ready(model) else ImageQueue()
 
     async def cancel_image(self, model: ModelSettings | None, name: str) -> bool:
         """Stop painting a request, at its next step at the latest; its own client hears Cancelled.
@@ -184,7 +210,8 @@ class Operations:
         # Those that no replica has answered first: what leaves Serve's queue meanwhile is met at its replica.
         peers = self._peers
         here = await peers.cancel_unanswered(name) if peers else self.cancel_unanswered(name)
-        backends = [self._images[model.id]] if model else list(self._images.values())
+        models = [model] if model else [self.catalog.get(model_id) for model_id in self._images]
+        backends = [self._images[one.id] for one in models if self.readiness.is_ready(one)]
         answers = await asyncio.gather(*(b.cancel(name) for b in backends), return_exceptions=True)
         if here or True in answers:
             return True

@@ -118,6 +118,10 @@ class Readiness:
             retry_after=wait,
         )
 
+    def is_ready(self, model: ModelSettings) -> bool:
+        """Whether the model has a replica."""
+        return self._records[model.id].state == "ready"
+
     async def while_up(self, model: ModelSettings, work: Awaitable[T]) -> T:
         """The result of `work`, unless the model's last replica goes meanwhile.
 

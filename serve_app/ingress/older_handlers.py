@@ -14,9 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.contracts.errors import AtelierError, Overloaded
-from deployments.contracts.messages import ImageDone, ImageRequest
-from deployments.contracts.settings import ModelSettings
+from deployments.contracts.errors import AtelierError
 from serve_app.graph.operations import ChatCall, Operations
 from serve_app.ingress.body import read_json
 from serve_app.ingress.dialects import image_service, vlm_rest, vlm_service
@@ -49,16 +47,8 @@ class OlderHandlers:
             body = record(await read_json(request, self._settings.max_body_bytes))
             model = self._operations.image_model(None)
             core = image_service.image_request(body, model, request.state.request_id)
-            done = await self._painted(model, core)
-            return Response(done.data, media_type="image/png", headers=image_service.headers(done))
-
-    async def _painted(self, model: ModelSettings, core: ImageRequest) -> ImageDone:
-        try:
             (done,), _ = await collect(self._operations.generate(model, core), n=1)
-            return done
-        except Overloaded as error:
-            queue = await self._operations.image_queue(model)
-            raise image_service.queue_full(queue, error) from error
+            return Response(done.data, media_type="image/png", headers=image_service.headers(done))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -12,12 +12,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deployments import image_generator
-from deployments.contracts.errors import EngineFailed, InvalidRequest
+from deployments.contracts.errors import EngineFailed, InvalidRequest, Overloaded
 from deployments.contracts.messages import (
     ImageDone,
+    ImageEdit,
     ImageEvent,
     ImageQueue,
     ImageQueued,
@@ -47,6 +49,7 @@ class Engine:
         self.failure, self.at_start = failure, at_start
         self.closed = self.left = 0
         self.held: list[str] = []
+        self.drain: float | None = None
 
     async def start(self) -> None:
         if self.at_start:
@@ -55,7 +58,7 @@ class Engine:
     async def generate(
         self, request: ImageRequest, pictures: Sequence[Picture] = ()
     ) -> AsyncGenerator[ImageEvent, None]:
-        self.pictures = pictures
+        self.pictures, self.request = pictures, request
         self.held.append(request.request_id)
         try:
             for step in range(request.steps):
@@ -68,7 +71,8 @@ class Engine:
             self.left += 1
 
     async def queue(self) -> ImageQueue:
-        return ImageQueue(tuple(QueuedImage(name, 0, 0, 3, 64, 64, 1, None) for name in self.held))
+        requests = tuple(QueuedImage(name, 0, 0, 3, 64, 64, 1, None) for name in self.held)
+        return ImageQueue(requests, drain_seconds=self.drain)
 
     async def cancel(self, request_id: str) -> bool:
         self.held.remove(request_id)
@@ -117,6 +121,59 @@ async def test_cancel_finds_the_requests_of_a_client_s_id_and_the_one_of_ours(ma
     assert not await replica.cancel("")
     assert await replica.cancel(ids[3])
     assert engine.held == [ids[2]]
+
+
+async def test_a_full_replica_refuses_at_once_and_says_when_to_come_back(
+    monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    monkeypatch.setattr(SETTINGS.__class__, "max_held_requests", property(lambda self: 2))
+    replica, engine = await make()
+    streams = [replica.generate(REQUEST) for _ in range(2)]
+    for stream in streams:
+        await anext(stream)
+    engine.drain = 500.0
+    with pytest.raises(Overloaded) as caught:
+        await anext(replica.generate(REQUEST))
+    assert caught.value.retry_after == 120
+    assert len(engine.held) == 2
+    await streams[0].aclose()
+    await anext(replica.generate(REQUEST))
+
+
+PICTURE = Picture(np.zeros((48, 64, 3), np.uint8), "")
+
+
+@pytest.mark.parametrize(
+    ("size", "edit", "param"),
+    [
+        ((64, 64), ImageEdit(placement=(1, 0)), "placement"),
+        ((64, 48), ImageEdit(placement=(0, 1)), "placement"),
+        ((64, 48), ImageEdit(masked=True), "mask"),
+        ((0, 0), ImageEdit(masked=True), "mask"),
+    ],
+)
+async def test_an_edit_that_cannot_be_is_refused_before_the_engine(
+    make: Make, size: tuple[int, int], edit: ImageEdit, param: str
+) -> None:
+    replica, engine = await make()
+    mask = [Picture(np.zeros((48, 48), np.uint8), "")] if edit.masked else []
+    request = replace(REQUEST, width=size[0], height=size[1], edit=edit)
+    with pytest.raises(InvalidRequest) as caught:
+        await anext(replica.generate(request, PICTURE, *mask))
+    assert caught.value.param == param
+    assert engine.held == []
+
+
+async def test_an_edit_without_a_size_gets_its_picture_s(make: Make) -> None:
+    replica, engine = await make()
+    for pixels, expected in (((48, 64), (64, 48)), ((20, 50), (48, 16)), ((480, 640), (64, 48))):
+        picture = Picture(np.zeros((*pixels, 3), np.uint8), "")
+        await anext(replica.generate(replace(REQUEST, width=0, height=0, edit=ImageEdit()), picture))
+        assert (engine.request.width, engine.request.height) == expected
+        assert engine.pictures == (picture,)
+    strip = Picture(np.zeros((10, 100, 3), np.uint8), "")
+    with pytest.raises(InvalidRequest, match="3:1"):
+        await anext(replica.generate(replace(REQUEST, width=0, height=0, edit=ImageEdit()), strip))
 
 
 async def test_closing_the_stream_closes_the_engine_s(make: Make) -> None:

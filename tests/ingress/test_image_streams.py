@@ -135,7 +135,7 @@ async def test_headers_come_while_the_request_waits_in_the_queue(start) -> None:
         lines = answer.aiter_lines()
         first = json.loads((await anext(lines))[2:])
         assert (first["type"], first["ahead"]) == ("queued", 1)
-        assert 3 < first["eta_seconds"] < 8
+        assert first["eta_seconds"] > 3
         assert not long.done()
     long.cancel()
 

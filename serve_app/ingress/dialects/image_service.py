@@ -7,11 +7,10 @@ import secrets
 import time
 from typing import Any
 
-from deployments.contracts.errors import AtelierError, InvalidRequest, Overloaded
+from deployments.contracts.errors import AtelierError, InvalidRequest
 from deployments.contracts.messages import ImageDone, ImageQueue, ImageRequest
 from deployments.contracts.settings import ModelSettings
 from serve_app.graph.pace import UNKNOWN_S
-from serve_app.graph.readiness import MAX_RETRY_AFTER_S
 from serve_app.ingress.dialects.image_sizes import resolve_size
 from serve_app.ingress.dialects.older import numbered
 from serve_app.ingress.errors import retry_seconds
@@ -131,14 +130,6 @@ def queue_status(queue: ImageQueue) -> dict[str, Any]:
         "processing": processing,
         "estimated_wait_seconds": math.ceil(wait),
     }
-
-
-def queue_full(queue: ImageQueue, error: Overloaded) -> Overloaded:
-    """The same error with the time in which the engine will have painted what it has, if it knows it."""
-    if queue.drain_seconds is None:
-        return error
-    wait = min(max(queue.drain_seconds, 1.0), MAX_RETRY_AFTER_S)
-    return Overloaded(f"The queue is full. Try again in about {wait:.0f} seconds.", retry_after=wait)
 
 
 def metrics(queue: ImageQueue, counted: Counted) -> dict[str, Any]:
