@@ -119,8 +119,8 @@ class PreprocessingSettings(Frozen):
     """None: as max_pixels."""
     decode_workers: Annotated[int | None, Field(ge=1)] = None
     """Processes that decode; None: one per CPU of the replica, at least two."""
-    decode_memory_mb: Annotated[int, Field(ge=64)] = 1024
-    """What one of them may take for a picture."""
+    decode_memory_mb: Annotated[int, Field(ge=64)] = 1536
+    """What one of them may take for a picture: 64 megapixels of WebP take 1,300."""
     decode_timeout_s: Annotated[float, Field(gt=0)] = 4
     """For one picture; the process is then killed."""
     cache_mb: Annotated[int, Field(ge=0)] = 256

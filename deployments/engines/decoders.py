@@ -63,9 +63,11 @@ class Decoders:
         """Returns when every process is up. Raises EngineFailed if one does not come up."""
         loop = asyncio.get_running_loop()
         processes = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
-        await asyncio.gather(*(loop.run_in_executor(self._threads, each.start) for each in processes))
-        for each in processes:
-            self._idle.put(each)
+        try:
+            await asyncio.gather(*(loop.run_in_executor(self._threads, each.start) for each in processes))
+        finally:
+            for each in processes:
+                self._idle.put(each)
 
     async def decode(self, data: bytes, wanted: Wanted) -> Picture:
         """The picture in a file.
@@ -151,6 +153,8 @@ class _Process:
             answer = self._receive(link, seconds)
             if "shape" in answer:
                 return Picture(_pixels(room, answer["shape"]), str(answer["digest"]))
+        if answer["kind"] == "memory":
+            self._replace()  # what it could not finish it may not have let go of
         raise _error(answer)
 
     def _receive(self, link: socket.socket, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import io
 import math
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from deployments.contracts.errors import InvalidImage, PayloadTooLarge
 from deployments.contracts.messages import Purpose
@@ -26,10 +25,17 @@ ALLOWED = "Send a PNG, JPEG, WebP or GIF image."
 DRAFT_GAP = 1.2
 """How much larger than its target a JPEG leaves the decoder. 1.2 keeps 9-pixel text readable (34 dB and more
 against reducing the whole picture), 1.0 does not (26 dB)."""
+STRIP = 2**20
+"""Pixels that are converted at a time."""
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF orientation to PIL's Transpose: mirror, 180, flip, transpose, 270, transverse, 90."""
 _WHITESPACE = bytes(range(33)) + b"\x7f"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_ESCAPED = {
+    **{b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"="},
+    **{b"%0A": b"", b"%0a": b"", b"%0D": b"", b"%0d": b"", b"%20": b""},
+}
+"""All that base64 in a URL may need: unquoting any character takes seconds where each one is escaped."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def decode_file(data: bytes, wanted: Wanted) -> Decoded:
 
     Raises:
         InvalidImage, PayloadTooLarge: not an allowed image, or over a limit.
+        MemoryError: it takes more than this process may have.
     """
     if wanted.base64:
         data = from_base64(data, wanted.max_bytes)
@@ -82,7 +89,7 @@ def decode_file(data: bytes, wanted: Wanted) -> Decoded:
         image = _mask(image) if wanted.purpose == "mask" else _picture(image, wanted)
         shape = (image.height, image.width) if image.mode == "L" else (image.height, image.width, 3)
         return Decoded(shape, image.tobytes())
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except Exception as error:
         failure = _undecodable(error, wanted)
@@ -102,7 +109,8 @@ def from_base64(text: bytes, max_bytes: int) -> bytes:
             return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:
         pass  # or it is spelt in one of the other ways
-    text = unquote_to_bytes(text) if b"%" in text else text
+    for escaped, plain in _ESCAPED.items() if b"%" in text else ():
+        text = text.replace(escaped, plain)
     text = text.translate(_URL_SAFE, _WHITESPACE).rstrip(b"=")
     if len(text) * 3 // 4 > max_bytes:
         raise too_large(max_bytes)
@@ -229,8 +237,6 @@ def _undecodable(error: Exception, wanted: Wanted) -> InvalidImage:
             f"The image has too many pixels; at most {most:,} are allowed. Send a smaller one.",
             code="image_too_large",
         )
-    if isinstance(error, MemoryError):
-        return InvalidImage("The image takes too much memory to decode. Send a smaller one.")
     return InvalidImage(f"The image is damaged or cut off and cannot be decoded. {ALLOWED}")
 
 
@@ -292,11 +298,18 @@ def _to_rgb(image: Any) -> Any:
     """16 bits to 8, palettes and CMYK to RGB, transparency onto white."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
-        return image.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image)  # half the memory of alpha_composite
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    width, height = image.size
+    rgb = Image.new("RGB", image.size, (255, 255, 255))
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):  # in strips, or the forms on the way would hold the picture twice more
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if image.has_transparency_data:
+            strip = strip.convert("RGBA")
+            rgb.paste(strip, (0, top), strip)
+        elif image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
+            rgb.paste(strip.point(lambda value: value * (1 / 256)).convert("L").convert("RGB"), (0, top))
+        else:
+            rgb.paste(strip.convert("RGB"), (0, top))
+    return rgb
