@@ -45,14 +45,19 @@ PAIRS = pairs("full_queue")
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("fake"), PROFILE, seconds=240) as (url, _):
+        # One of the two ingress replicas may have looked at the models' state a little later.
+        while any(httpx.get(f"{url}/ready").status_code != 200 for _ in range(8)):
+            time.sleep(0.5)
         yield url
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 async def test_full_queue(url: str, pair: dict[str, Any]) -> None:
-    answers = await asyncio.gather(*[play(url, pair["ask"]) for _ in range(10)])
+    for _ in range(4):  # a handle learns of its queue's bound with its first call
+        await play(url, pair["ask"])
+    answers = await asyncio.gather(*[play(url, pair["ask"]) for _ in range(12)])
     refused = [answer for answer in answers if answer.status_code != 200]
-    assert 0 < len(refused) < 10
+    assert 0 < len(refused) < 12
     for answer in refused:
         check(answer, pair["answer"])
 
@@ -81,12 +86,12 @@ async def test_a_failure_is_in_the_log_of_the_cluster(url: str) -> None:
     record = json.loads(line)
     assert "a lost picture" in record["message"]
     assert record["atelier_request_id"].startswith(refused.headers["x-request-id"])
-    assert "BackPressureError" in line
+    assert "Overloaded" in line
     assert "Traceback" in line
 
 
 def _log_lines(word: str) -> list[str]:
-    files = Path("/tmp/ray").glob("session_*/logs/serve/*Ingress*.log")
+    files = {file.resolve() for file in Path("/tmp/ray").glob("session_*/logs/serve/*Ingress*.log")}
     recent = [file for file in files if time.time() - file.stat().st_mtime < 600]
     return [line for file in recent for line in file.read_text().splitlines() if word in line]
 
