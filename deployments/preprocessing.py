@@ -135,6 +135,7 @@ def _file(data: bytes | str, source: ImageSource, settings: PreprocessingSetting
         max_pixels=settings.budget(source.detail),
         purpose=source.purpose,
         base64=isinstance(data, str),
+        max_side=source.max_side,
     )
     if isinstance(data, str):
         data = _payload(data, settings.max_bytes)

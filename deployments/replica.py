@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from deployments.contracts.engines import Engine
 from deployments.contracts.errors import EngineFailed
+from deployments.engines.gpu_memory import used_gb
 
 E = TypeVar("E", bound=Engine)
 
@@ -32,6 +33,10 @@ class EngineReplica(Generic[E]):
     async def check_health(self) -> None:
         """Called by Serve; three failures in a row and the replica is replaced."""
         await self._running().check_health()
+
+    async def gpu_memory_gb(self) -> float:
+        """GB in use on the cards of this replica; 0 without one."""
+        return used_gb()
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
         """Serve calls this once when the replica stops, and awaits what it returns.

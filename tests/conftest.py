@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.local import CHAT, PAINT, Application, serve_locally
+from tests.local import Application, fake_application, serve_locally
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -19,14 +19,8 @@ async def start() -> AsyncIterator[Callable[..., Awaitable[tuple[str, Applicatio
     """Starts an application on the fake engines: `url, application = await start(chat={...})`."""
     async with AsyncExitStack() as stack:
 
-        async def _start(
-            chat: dict[str, Any] | None = None,
-            paint: dict[str, Any] | None = None,
-            ingress: dict[str, Any] | None = None,
-            prep: dict[str, Any] | None = None,
-        ) -> tuple[str, Application]:
-            models = [{**CHAT, **(chat or {})}, {**PAINT, **(paint or {})}]
-            application = Application(models, ingress or {}, prep or {})
+        async def _start(**given: Any) -> tuple[str, Application]:
+            application = fake_application(**given)
             return await stack.enter_async_context(serve_locally(application)), application
 
         yield _start

@@ -79,6 +79,9 @@ class LocalChat:
         finally:
             await stream.aclose()
 
+    async def gpu_memory_gb(self) -> float:
+        return await self._shell.gpu_memory_gb()
+
 
 class LocalImages:
     def __init__(self, shell: ImageGenerator) -> None:
@@ -112,6 +115,7 @@ class Application:
         self.prep = PreprocessingSettings.model_validate(prep)
         self.states: dict[str, State] = {model.deployment_name: "ready" for model in self.models}
         self.shells: dict[str, Any] = {}
+        self.operations: Operations | None = None
 
     async def start(self) -> Any:
         # Without waiting for its processes: most tests send no picture.
@@ -129,11 +133,36 @@ class Application:
                 images[model.id] = LocalImages(self.shells[model.id])
         readiness = Readiness(self.models, self._states)
         await readiness.refresh()
-        operations = Operations(Catalog(self.models), readiness, preprocessing, chat, images)
-        return make_application(operations, self.ingress)
+        catalog = Catalog(self.models)
+        self.operations = Operations(catalog, readiness, preprocessing, chat, images)
+        return make_application(self.operations, self.ingress)
 
     async def _states(self) -> Mapping[str, State]:
         return self.states
+
+
+def fake_application(
+    chat: Mapping[str, Any] | None = None,
+    paint: Mapping[str, Any] | None = None,
+    ingress: Mapping[str, Any] | None = None,
+    prep: Mapping[str, Any] | None = None,
+    states: Mapping[str, State] | None = None,
+) -> Application:
+    """A chat and an image model on the fake engines.
+
+    Args:
+        chat: what differs from CHAT.
+        paint: what differs from PAINT.
+        ingress: settings of the edge.
+        prep: settings of preprocessing.
+        states: model id → what the cluster says of it; "ready" where it is not named.
+    """
+    application = Application(
+        [{**CHAT, **(chat or {})}, {**PAINT, **(paint or {})}], ingress or {}, prep or {}
+    )
+    for model in application.models:
+        application.states[model.deployment_name] = (states or {}).get(model.id, "ready")
+    return application
 
 
 async def _built(shell: type, *args: Any) -> Any:

@@ -46,6 +46,8 @@ class ImageSource:
     scope: str = ""
     """Whose it is. Caches of pictures are not shared between scopes: a quick answer, from one that is
     known, would tell that somebody else has sent it."""
+    max_side: int | None = None
+    """A picture with a longer side, in pixels, is refused; None: by the general limits alone."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A chat engine without a model: deterministic answers in the shapes of every API, for tests and laptops.
 
-It repeats the last user message and describes pictures by size and mean colour. A token is a word.
+It repeats the last user message, as JSON where a schema is asked for, and describes pictures by size and mean
+colour. A token is a word.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deployments.contracts.errors import ContextTooLong, EngineFailed, InvalidRequest, ModelNotFound
+from deployments.contracts.errors import (
+    ContextTooLong,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    OutOfMemory,
+)
 from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.chat_bodies import rendered_messages
@@ -27,7 +34,8 @@ class FakeArgs:
     load_seconds: float = 0
     token_seconds: float = 0
     """Delay before each token."""
-    fail: Literal["start", "request", "mid_stream"] | None = None
+    fail: Literal["start", "request", "oom", "mid_stream"] | None = None
+    """start: loading fails. request, oom: each request fails. mid_stream: each fails after two tokens."""
     context: int = 4096
     """Tokens of prompt and answer together."""
 
@@ -105,7 +113,7 @@ class FakeChatEngine:
                 f" {prompt} tokens. Shorten them.",
                 param="messages",
             )
-        words = _words(messages, endless=bool(body.get("ignore_eos")))
+        words = _words(messages, schema=_schema(body), endless=bool(body.get("ignore_eos")))
         most = room if limit is None else min(limit, room)
         tokens = list(itertools.islice(words, most))
         return Answer(
@@ -121,6 +129,8 @@ class FakeChatEngine:
             raise ModelNotFound(f"The model `{body['model']}` does not exist.", param="model")
         if self._args.fail == "request":
             raise EngineFailed("The fake engine was told to fail on every request.")
+        if self._args.fail == "oom":
+            raise OutOfMemory("The request does not fit into memory beside what is running.", retry_after=2)
 
 
 def _limit(body: dict[str, Any]) -> int | None:
@@ -133,10 +143,32 @@ def _limit(body: dict[str, Any]) -> int | None:
     return None
 
 
-def _words(messages: list[dict[str, Any]], *, endless: bool) -> Iterator[str]:
+def _schema(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The JSON schema that the answer has to follow, if one is asked for."""
+    wanted = body.get("response_format")
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        return None
+    schema: dict[str, Any] = wanted["json_schema"]["schema"]
+    return schema
+
+
+def _instance(schema: dict[str, Any], text: str) -> Any:
+    """The least value of a schema, with `text` for every string."""
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: _instance(inner, text) for name, inner in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [_instance(schema["items"], text)] * schema.get("minItems", 1)
+    if kind in ("integer", "number"):
+        return schema.get("minimum", 0)
+    return text if kind == "string" else None
+
+
+def _words(messages: list[dict[str, Any]], *, schema: dict[str, Any] | None, endless: bool) -> Iterator[str]:
     """The answer's tokens, each but the first with the space before it."""
     spoken = [_text(message) for message in messages if message["role"] == "user"]
-    words = f"You said: {spoken[-1] if spoken else 'nothing'}".split()
+    text = f"You said: {spoken[-1] if spoken else 'nothing'}"
+    words = (text if schema is None else json.dumps(_instance(schema, text), ensure_ascii=False)).split()
     repeated = itertools.cycle(words) if endless else iter(words)
     return (word if i == 0 else f" {word}" for i, word in enumerate(repeated))
 

@@ -50,6 +50,8 @@ class Wanted:
     purpose: Purpose = "look"
     base64: bool = False
     """The file comes as base64."""
+    max_side: int | None = None
+    """Pixels of the longer side."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,14 @@ def _check_size(width: int, height: int, wanted: Wanted) -> None:
         raise InvalidImage(f"The image is empty. {ALLOWED}")
     if width * height > most:
         raise InvalidImage(
-            f"The image has {width}x{height} pixels; at most {most:,} are allowed. Send a smaller one."
+            f"The image has {width}x{height} pixels; at most {most:,} are allowed. Send a smaller one.",
+            code="image_too_large",
+        )
+    if wanted.max_side is not None and max(width, height) > wanted.max_side:
+        raise InvalidImage(
+            f"The image is {width}x{height}: its longer side may have {wanted.max_side} pixels. "
+            "Send a smaller one.",
+            code="image_too_large",
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InvalidImage(f"The image is {width}x{height}: longer than {MAX_ASPECT}:1. Crop or split it.")
@@ -225,7 +234,8 @@ def _undecodable(error: Exception, wanted: Wanted) -> InvalidImage:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         most = wanted.max_source_pixels
         return InvalidImage(
-            f"The image has too many pixels; at most {most:,} are allowed. Send a smaller one."
+            f"The image has too many pixels; at most {most:,} are allowed. Send a smaller one.",
+            code="image_too_large",
         )
     return InvalidImage(f"The image is damaged or cut off and cannot be decoded. {ALLOWED}")
 

@@ -31,6 +31,9 @@ class ChatBackend(Protocol):
     ) -> AsyncGenerator[list[bytes], None]:
         """Chunks or events as JSON, as many per item as were ready together."""
 
+    async def gpu_memory_gb(self) -> float:
+        """GB in use on the cards of one replica."""
+
 
 class ImageBackend(Protocol):
     def generate(

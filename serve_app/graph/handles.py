@@ -95,6 +95,10 @@ class VisionLanguageHandle:
         method = self._push_by_reference if pictures else self._push_by_value
         return _stream(method, (request, *pictures), self._line)
 
+    async def gpu_memory_gb(self) -> float:
+        used: float = await _call(self._by_value.gpu_memory_gb, (), self._line)
+        return used
+
 
 class ImageGeneratorHandle:
     """Calls one `ImageGenerator` deployment. Pictures go by reference, on the way there and back."""
@@ -129,6 +133,10 @@ class IngressPeers:
 
     async def cancel_unanswered(self, name: str) -> bool:
         return any(await _broadcast(self._handle(), "cancel_unanswered", (name,), self._line))
+
+    async def tallies(self) -> list[Any]:
+        """What each has counted."""
+        return await _broadcast(self._handle(), "tally", (), self._line)
 
 
 async def _broadcast(handle: DeploymentHandle, method: str, args: tuple[Any, ...], line: Line) -> list[Any]:

@@ -76,29 +76,51 @@ class Operations:
         self._peers = peers
         self._unanswered = Unanswered()
 
-    async def chat(self, call: ChatCall, request_id: str) -> bytes:
-        """A whole answer as JSON of the call's surface.
+    async def chat(self, call: ChatCall, request_id: str, *, timeout_s: float | None = None) -> bytes:
+        """A whole answer as JSON of the call's surface, within `timeout_s`.
 
         Raises:
             AtelierError: whatever kept it from completing.
         """
         model, request, pictures = self._prepare_chat(call, request_id)
-        answer = self._chat[model.id].chat(request, pictures)
-        return await self.readiness.while_up(model, answer)
+        answer = self.readiness.while_up(model, self._chat[model.id].chat(request, pictures))
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                return await answer
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _late(timeout_s, "Ask for fewer tokens.") from None
 
-    def stream_chat(self, call: ChatCall, request_id: str) -> AsyncGenerator[list[bytes], None]:
+    def stream_chat(
+        self, call: ChatCall, request_id: str, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[list[bytes], None]:
         """The same as a stream of JSON chunks, several per item where they were ready together.
 
         Raises:
             AtelierError: at once if the model is not there, later through the stream.
         """
         model, request, pictures = self._prepare_chat(call, request_id)
-        return self._first_while_up(model, self._chat[model.id].stream_chat(request, pictures))
+        chunks = self._chat[model.id].stream_chat(request, pictures)
+        stream = self._first_while_up(model, chunks)
+        return stream if timeout_s is None else _in_time(stream, timeout_s, "Ask for fewer tokens.")
+
+    def chat_model(self, name: str | None) -> ModelSettings:
+        """The chat model of this name, or the first.
+
+        Raises:
+            ModelNotFound, InvalidRequest: no such chat model.
+        """
+        return self.catalog.for_task(name, "vision_language")
+
+    async def gpu_memory_gb(self, model: ModelSettings) -> float:
+        """GB in use on the cards of one of a chat model's replicas; 0 for a model without a GPU."""
+        return await self._chat[model.id].gpu_memory_gb() if model.gpu_fraction else 0.0
 
     def _prepare_chat(
         self, call: ChatCall, request_id: str
     ) -> tuple[ModelSettings, ChatRequest, list[PendingPicture]]:
-        model = self.catalog.for_task(call.body.get("model"), "vision_language")
+        model = self.chat_model(call.body.get("model"))
         self.readiness.require(model)
         sources = [replace(source, scope=call.scope) for source in call.images]
         pictures = [self._preprocessing.prepare(source) for source in sources]
@@ -155,7 +177,7 @@ class Operations:
         own = model.generation.timeout_s if model.generation else None
         limits = [limit for limit in (timeout_s, own) if limit is not None]
         stream = self._painted(model, request, pictures)
-        return _in_time(stream, min(limits)) if limits else stream
+        return _in_time(stream, min(limits), *_SMALLER) if limits else stream
 
     async def _painted(
         self, model: ModelSettings, request: ImageRequest, pictures: Sequence[PendingPicture]
@@ -210,7 +232,17 @@ class Operations:
         return self._unanswered.cancel(name)
 
 
-async def _in_time(stream: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T, None]:
+_SMALLER = ("Ask for fewer steps, fewer pictures or a smaller size.",)
+
+
+def _late(seconds: float | None, *fixes: str) -> TimedOut:
+    return TimedOut(
+        f"The request was not done within {seconds:g} seconds and was stopped.",
+        suggested_fix=("Allow more time.", *fixes),
+    )
+
+
+async def _in_time(stream: AsyncGenerator[T, None], seconds: float, *fixes: str) -> AsyncGenerator[T, None]:
     """The stream, which has this long for all of it."""
     end = asyncio.get_running_loop().time() + seconds
     async with aclosing(stream):
@@ -223,11 +255,5 @@ async def _in_time(stream: AsyncGenerator[T, None], seconds: float) -> AsyncGene
             except TimeoutError:
                 if not limit.expired():
                     raise
-                raise TimedOut(
-                    f"The request was not done within {seconds:g} seconds and was stopped.",
-                    suggested_fix=(
-                        "Allow more time.",
-                        "Ask for fewer steps, fewer pictures or a smaller size.",
-                    ),
-                ) from None
+                raise _late(seconds, *fixes) from None
             yield item

@@ -51,11 +51,17 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+        raise InvalidRequest(
+            f"The body is not valid JSON: {error}. Send one object, names and strings in double quotes.",
+            code="invalid_json",
+        ) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     if not isinstance(body, dict):
-        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+        raise InvalidRequest(
+            'The body must be a JSON object, such as {"model": "..."}: braces around all fields.',
+            code="invalid_json",
+        )
     return body
 
 

@@ -1,8 +1,9 @@
-"""Errors at the edge: the HTTP status is decided here, once, by kind; the envelope is the path's API's."""
+"""Errors at the edge: the HTTP status is decided by kind, once; how the body looks, by the path's API."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -31,6 +32,9 @@ STATUS: dict[str, tuple[int, str]] = {
 }
 """kind → HTTP status and OpenAI error type."""
 
+Renderer = Callable[[AtelierError, str], tuple[int, dict[str, Any]]]
+"""An error and the request's id, as the client knows it → HTTP status and body. Each API has one."""
+
 
 def envelope(error: AtelierError) -> dict[str, Any]:
     """`{"error": {message, type, param, code}}`, as OpenAI clients expect it, and `suggested_fix` if any."""
@@ -41,38 +45,38 @@ def envelope(error: AtelierError) -> dict[str, Any]:
     }
 
 
-ANTHROPIC_PATHS = "/v1/messages"
-
-ANTHROPIC = {
-    "not_found": "not_found_error",
-    "too_large": "request_too_large",
-    "internal": "api_error",
-    "engine_failed": "api_error",
-    "encoding_failed": "api_error",
-    "out_of_memory": "api_error",
-    "timeout": "timeout_error",
-    "unavailable": "overloaded_error",
-    "loading": "overloaded_error",
-    "overloaded": "overloaded_error",
-}
-"""kind → Anthropic error type, where it is not `invalid_request_error`."""
+def openai_error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """OpenAI's renderer, and that of every path which no other API claims."""
+    return STATUS[error.kind][0], envelope(error)
 
 
-def anthropic_envelope(error: AtelierError, request_id: str) -> dict[str, Any]:
-    """`{"type": "error", "error": {type, message}, "request_id"}`, as Anthropic clients expect it."""
-    info = {"type": ANTHROPIC.get(error.kind, CLIENT), "message": error.message}
-    return {"type": "error", "error": info, "request_id": request_id}
+class Errors:
+    """Writes an error in the API of the path on which it happened.
+
+    Args:
+        by_path: path → renderer; it holds for what lies below the path too, the longest one first.
+    """
+
+    def __init__(self, by_path: Mapping[str, Renderer]) -> None:
+        self._by_path = by_path
+
+    def response(self, error: AtelierError, scope: Scope) -> Response:
+        """The whole response, Retry-After included."""
+        status, body = self._renderer(scope["path"])(error, scope["state"]["client_request_id"])
+        wait = retry_seconds(error)
+        return json_response(body, status, {} if wait is None else {"retry-after": str(wait)})
+
+    def _renderer(self, path: str) -> Renderer:
+        while path:
+            if path in self._by_path:
+                return self._by_path[path]
+            path = path.rpartition("/")[0]
+        return openai_error
 
 
-def error_response(error: AtelierError, scope: Scope) -> Response:
-    """The whole response, Retry-After included (in whole seconds, rounded up)."""
-    status, _ = STATUS[error.kind]
-    headers = {}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-    if scope["path"].startswith(ANTHROPIC_PATHS):
-        return json_response(anthropic_envelope(error, scope["state"]["request_id"]), status, headers)
-    return json_response(envelope(error), status, headers)
+def retry_seconds(error: AtelierError) -> int | None:
+    """When to come back, in whole seconds, rounded up; None where waiting does not help."""
+    return None if error.retry_after is None else max(1, math.ceil(error.retry_after))
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -106,7 +106,7 @@ class ImageHandlers:
         timeout_s = _timeout(request)
         events = self._operations.generate(model, core, sources, timeout_s=timeout_s)
         if not wire.stream:
-            done, usage = await _collect(events, core.n)
+            done, usage = await collect(events, core.n)
             return json_response(whole_response(wire.quality, core, done, usage))
         items = _render(events, ImageStream(kind, wire.quality, core))
         # The first event is the place in the queue, so headers do not wait for the picture. Where even
@@ -115,7 +115,8 @@ class ImageHandlers:
         return await EventStream.open(items, request.state.request_id, COMMENTED)
 
 
-async def _collect(events: AsyncGenerator[ImageEvent, None], n: int) -> tuple[list[ImageDone], ImageUsage]:
+async def collect(events: AsyncGenerator[ImageEvent, None], n: int) -> tuple[list[ImageDone], ImageUsage]:
+    """All `n` pictures and the usage. Raises AtelierError."""
     done, usage = [], None
     async with aclosing(events):
         async for event in events:

@@ -23,6 +23,7 @@ from serve_app.graph.operations import Operations
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.token_receiver import Receiver
 from serve_app.ingress.application import make_application
+from serve_app.ingress.tally import Counted, Tally
 from serve_app.settings import AppSettings
 
 
@@ -52,6 +53,7 @@ class Ingress:
                 images[model.id] = ImageGeneratorHandle(models[model.id], readiness.look_now)
         self._settings = settings.ingress
         peers = IngressPeers(partial(serve.get_deployment_handle, context.deployment, app_name))
+        self._tally = Tally(peers.tallies)
         self._operations = Operations(
             Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images, peers
         )
@@ -60,5 +62,9 @@ class Ingress:
         """Called by whichever replica a cancellation arrives at."""
         return self._operations.cancel_unanswered(name)
 
+    async def tally(self) -> Counted:
+        """What this replica counted; each asks it of all."""
+        return self._tally.own()
+
     def __serve_build_asgi_app__(self) -> Starlette:
-        return make_application(self._operations, self._settings, server_echoes_id=True)
+        return make_application(self._operations, self._settings, tally=self._tally, server_echoes_id=True)

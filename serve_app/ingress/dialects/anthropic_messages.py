@@ -7,7 +7,7 @@ from typing import Any
 from deployments.contracts.errors import AtelierError, InvalidImage, InvalidRequest
 from serve_app.graph.operations import ChatCall
 from serve_app.ingress.dialects.dialect import Dialect, Images, check_model, required_list, wrong_type
-from serve_app.ingress.errors import anthropic_envelope
+from serve_app.ingress.errors import CLIENT, STATUS
 from serve_app.ingress.sse import Wire, named
 
 _EXAMPLE = '[{"role": "user", "content": "Hello"}]'
@@ -95,9 +95,30 @@ def _image(source: Any, param: str, images: Images) -> dict[str, Any]:
     return images.lift(f"data:{source['media_type']};base64,{source['data']}", f"{param}.data")
 
 
+_ERROR_TYPES = {
+    "not_found": "not_found_error",
+    "too_large": "request_too_large",
+    "internal": "api_error",
+    "engine_failed": "api_error",
+    "encoding_failed": "api_error",
+    "out_of_memory": "api_error",
+    "timeout": "timeout_error",
+    "unavailable": "overloaded_error",
+    "loading": "overloaded_error",
+    "overloaded": "overloaded_error",
+}
+"""kind → Anthropic error type, where it is not `invalid_request_error`."""
+
+
+def anthropic_error(error: AtelierError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """`{"type": "error", "error": {type, message}, "request_id"}`, as Anthropic clients expect it."""
+    info = {"type": _ERROR_TYPES.get(error.kind, CLIENT), "message": error.message}
+    return STATUS[error.kind][0], {"type": "error", "error": info, "request_id": request_id}
+
+
 def error_event(error: AtelierError, request_id: str, sent: int) -> dict[str, Any]:
     """Anthropic's `error` event, which looks like its error bodies."""
-    return anthropic_envelope(error, request_id)
+    return anthropic_error(error, request_id)[1]
 
 
 MESSAGES = Dialect(messages_call, Wire(named, error_event))
