@@ -6,10 +6,10 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--no-header --no-emit-find-links --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check bench lock clean
+.PHONY: help setup setup-dev serve test check bench demo-models lock clean
 
 help: ## list these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install into .venv (nothing to do if it is up to date)
 	@scripts/setup.sh
@@ -31,6 +31,9 @@ check: setup-dev ## lint, formatting, types, and the floors
 
 bench: setup-dev ## the graph against plain `vllm serve`
 	@$(PYTHON_VENV) -m benchmarks.graph_vs_vllm $(ARGS)
+
+demo-models: setup ## train both demo checkpoints from nothing; ARGS="--scale 0.1" on a GPU
+	@nice $(PYTHON_VENV) -m demo_models.training $(ARGS)
 
 lock: setup ## resolve requirements/*.in anew into *.lock; ARGS="--upgrade" takes newer releases
 	$(COMPILE) requirements/{base,sdnq,cpu}.in --excludes requirements/cpu-excludes.txt -o requirements/cpu.lock $(ARGS)

@@ -41,6 +41,9 @@ class Segment:
     """Half of its box's longer side, as a share of the picture's shorter side."""
 
 
+PARTS = ("background", "colors", "shapes", "places")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What is right about a picture."""
@@ -107,10 +110,12 @@ def segments(image: Image.Image) -> tuple[str, list[Segment]]:
             continue
         segment = labels == label
         inner = cv2.erode(segment.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-        color = nearest_color(np.median(pixels[inner if inner.any() else segment], axis=0))
+        tint = np.median(pixels[inner if inner.any() else segment], axis=0)
+        # An edge runs where the colours are half and half, wherever the first threshold lay.
+        core = segment & (np.linalg.norm(pixels - tint, axis=2) < np.linalg.norm(pixels - ground, axis=2))
         x, y = (left + box_width / 2) / width, (top + box_height / 2) / height
         radius = max(box_width, box_height) / 2 / min(width, height)
-        found.append((area, Segment(color, match_shape(segment), x, y, radius)))
+        found.append((area, Segment(nearest_color(tint), match_shape(core), x, y, radius)))
     return nearest_color(ground), [one for _, one in sorted(found, key=lambda pair: -pair[0])]
 
 

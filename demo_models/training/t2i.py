@@ -241,7 +241,7 @@ def score(images: list[Any], specs: list[world.Spec]) -> str:
     for kind, found in sorted(verdicts.items()):
         rates = [
             f"{name} {sum(getattr(one, name) for one in found) / len(found):.2f}"
-            for name in ("background", "colors", "shapes", "right", "places")
+            for name in (*judge.PARTS, "right")
         ]
         parts.append(f"{kind} ({len(found)}) " + " ".join(rates))
     return "; ".join(parts)

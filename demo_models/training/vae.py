@@ -35,6 +35,8 @@ CONFIG: dict[str, Any] = {
     "attn_scales": [],
     "temperal_downsample": [False, True, True],
     "dropout": 0.0,
+    "latents_mean": [0.0] * 16,
+    "latents_std": [1.0] * 16,
 }
 MOST_NOISE = 0.5
 
@@ -101,33 +103,22 @@ def new_model() -> Any:
     return vae
 
 
-def load_model(folder: Path) -> Any:
-    """Trained weights to go on from; its latents' mean and spread move into the layers around them."""
-    vae = AutoencoderKLQwenImage.from_pretrained(folder, torch_dtype=torch.float32)
-    mean, spread = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
-    with torch.no_grad():
-        count = vae.config.z_dim
-        vae.quant_conv.weight[:count] /= spread.view(-1, 1, 1, 1, 1)
-        vae.quant_conv.bias[:count] = (vae.quant_conv.bias[:count] - mean) / spread
-        kernel = vae.post_quant_conv.weight  # (z, z, 1, 1, 1)
-        vae.post_quant_conv.bias += kernel[..., 0, 0, 0] @ mean
-        kernel *= spread.view(1, -1, 1, 1, 1)
-    return vae
-
-
 class Spread(torch.nn.Module):
     """Running mean and spread of each latent channel: those of one batch stray too far here."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, config: Any, fixed: bool) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
-        self.register_buffer("deviation", torch.ones(1, channels, 1, 1))
+        self._fixed = fixed
+        self.register_buffer("mean", torch.tensor(config.latents_mean).view(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(config.latents_std).view(1, -1, 1, 1))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Normalised latents."""
+        if self._fixed:
+            return (latents - self.mean) / self.deviation
         with torch.no_grad():
             self.mean.lerp_(latents.mean((0, 2, 3), keepdim=True), 0.01)
             self.deviation.lerp_((latents - self.mean).pow(2).mean((0, 2, 3), keepdim=True).sqrt(), 0.01)
@@ -167,48 +158,47 @@ def finish(vae: Any, rng: random.Random) -> None:
     )
 
 
-def train(out: Path, logs: Path, minutes: float, init: Path | None = None, rate: float = 7e-4) -> None:
-    """Train and write the model to `out`; goes on from `logs`/vae.pt if that is there.
-
-    Args:
-        minutes: of training, waits not counted.
-        init: a folder with weights to start from.
-    """
-    log, threads, figures = common.Log(logs, "vae"), common.Threads(), common.Mean()
+def train(options: argparse.Namespace) -> None:
+    """Train and write the model to `options.out`; goes on from the checkpoint in `options.logs`, if any."""
+    log, threads, figures = common.Log(options.logs, "vae"), common.Threads(), common.Mean()
     torch.manual_seed(0)
     rng, device = random.Random(0), common.device()
-    vae = (load_model(init) if init else new_model()).to(device)
-    spread = Spread(vae.config.z_dim).to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
-    schedule = common.Schedule(rate, minutes=minutes, warmup=100, decay=0.5)
-    if state := common.load(logs / "vae.pt"):
-        vae.load_state_dict(state["model"])
-        spread.load_state_dict(state["spread"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+    if options.init:
+        vae = AutoencoderKLQwenImage.from_pretrained(options.init, torch_dtype=torch.float32).to(device)
+    else:
+        vae = new_model().to(device)
+    spread = Spread(vae.config, fixed=options.decoder_only).to(device)
+    trained = [vae.decoder, vae.post_quant_conv] + (
+        [] if options.decoder_only else [vae.encoder, vae.quant_conv]
+    )
+    parameters = [p for part in trained for p in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=options.rate, betas=(0.9, 0.95), weight_decay=0)
+    schedule = common.Schedule(options.rate, minutes=options.minutes, warmup=100, decay=0.5)
+    parts = {"model": vae, "spread": spread, "optimizer": optimizer, "schedule": schedule}
+    if state := common.load(options.logs / "vae.pt"):
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         rng.seed(schedule.step_number)
-    log(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
     with single_frame():
         while schedule.done < 1:
             threads.step()
             common.set_rate(optimizer, schedule.step())
-            small = schedule.done < 0.6
+            small = schedule.done < 0.6 and not options.init
             width, height = rng.choice([(64, 64), (64, 64), (96, 96)] if small else world.SIZES)
-            count = 16 if width == 64 else 8
-            pixels = pictures(rng, count, width, height).to(device, memory_format=torch.channels_last)
-            loss = loss_of(vae, spread, pixels, figures)
+            pixels = pictures(rng, 16 if width == 64 else 8, width, height)
+            loss = loss_of(vae, spread, pixels.to(device, memory_format=torch.channels_last), figures)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             if schedule.step_number % 50 == 0:
-                log(f"step {schedule.step_number} {schedule.done:.0%} {figures.take()} threads {threads.now}")
-            if schedule.step_number % 1000 == 0:
-                parts = {"model": vae, "spread": spread, "optimizer": optimizer, "schedule": schedule}
-                common.save(logs / "vae.pt", common.states(parts))
-        finish(vae, random.Random(99))
+                log(f"step {schedule.step_number} {schedule.done:.0%} {figures.take()}")
+            if schedule.step_number % 500 == 0:
+                common.save(options.logs / "vae.pt", common.states(parts))
+        if not options.decoder_only:
+            finish(vae, random.Random(99))
         log(f"PSNR {quality(vae):.1f} dB")
-    vae.to(torch.bfloat16).save_pretrained(out)
+    vae.to(torch.bfloat16).save_pretrained(options.out)
 
 
 def quality(vae: Any) -> float:
@@ -224,11 +214,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--init", type=Path, help="weights to start from")
+    parser.add_argument("--minutes", type=float, default=15, help="of training, waits not counted")
     parser.add_argument("--rate", type=float, default=7e-4)
-    options = parser.parse_args()
-    train(options.out, options.logs, options.minutes, options.init, options.rate)
+    parser.add_argument("--init", type=Path, help="a VAE to start from")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the latents of --init as they are")
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":
