@@ -118,12 +118,12 @@ def _spots(count: int, rng: random.Random, alike: bool) -> list[tuple[int, int, 
     """Row, column, centre and radius for each of some objects; None if they came too close to each other."""
     cells = rng.sample([(row, column) for row in range(3) for column in range(3)], count)
     if count == 1:
-        radius = rng.choice([rng.uniform(0.08, 0.145), rng.uniform(0.175, 0.29), rng.uniform(0.345, 0.45)])
+        radius = rng.choice([rng.uniform(0.095, 0.145), rng.uniform(0.175, 0.29), rng.uniform(0.345, 0.45)])
         cells = [(1, 1)] if radius > LARGE else cells
         radii = [radius]
     else:
         most = 0.19 if count < 4 else 0.16
-        radii = [rng.uniform(0.09, most)] * count if alike else [rng.uniform(0.08, most) for _ in cells]
+        radii = [rng.uniform(0.1, most)] * count if alike else [rng.uniform(0.1, most) for _ in cells]
         if count == 2 and 1.2 < max(radii) / min(radii) < 1.45:
             return None
     spots = [

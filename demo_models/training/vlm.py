@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from demo_models.training.vlm_heads import CellHeads
 
 ROWS, TEXT_ROWS, LOOKS = 16, 8, 48
 """Rows per step: pictures with questions, conversations without, pictures for the vision tower alone."""
+MIX = {"see": 1, "ask": 3, "talk": 1}
+"""Steps for the vision tower, about pictures, and without pictures. Seeing is cheap, and slow to learn."""
 HEADS_SHARE = 0.3
 """Weight of the heads' loss beside the answers'."""
 HEADS_ALONE = 100
@@ -59,7 +62,7 @@ def optimizers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.op
 class Trainer:
     """A model in training, with all that has to be kept to go on later."""
 
-    def __init__(self, model: Any, tokenizer: Any, out: Path, logs: Path, rate: float) -> None:
+    def __init__(self, model: Any, tokenizer: Any, logs: Path, rate: float) -> None:
         self.device = common.device()
         self.model = vlm_model.prepare(model.to(self.device))
         self.heads = CellHeads(model.config.text_config.hidden_size).to(self.device)
@@ -67,7 +70,7 @@ class Trainer:
         vlm_model.prepare(self.mean)
         self.optimizers = optimizers(self.model, self.heads, rate)
         self.tokenizer, self.encode = tokenizer, Encoder(tokenizer)
-        self.out, self.checkpoint = out, logs / "vlm.pt"
+        self.checkpoint = logs / "vlm.pt"
         self.log, self.threads, self.figures = common.Log(logs, "vlm"), common.Threads(), common.Mean()
         self.rng, self.steps = random.Random(0), 0
         self.log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {self.device}")
@@ -87,19 +90,23 @@ class Trainer:
         self.figures.add(seeing=loss.item(), **right)
         self._update(loss, schedule)
 
-    def answer(self, schedule: common.Schedule) -> None:
-        """One step on answers: three of four times about pictures."""
-        text = self.steps % 4 == 3
-        make, count = (batches.text_batch, TEXT_ROWS) if text else (batches.picture_batch, ROWS)
-        batch = make(self.encode, self.rng, count).to(self.device)
+    def ask(self, schedule: common.Schedule) -> None:
+        """One step on questions about pictures."""
+        self._answer(batches.picture_batch(self.encode, self.rng, ROWS), "ask", schedule)
+
+    def talk(self, schedule: common.Schedule) -> None:
+        """One step on conversations without pictures."""
+        self._answer(batches.text_batch(self.encode, self.rng, TEXT_ROWS), "talk", schedule)
+
+    def _answer(self, batch: Batch, name: str, schedule: common.Schedule) -> None:
+        batch = batch.to(self.device)
         with common.autocast():
             hidden, cells = vlm_model.forward(self.model, batch)
             loss = vlm_model.answer_loss(self.model, hidden, batch)
-            self.figures.add(**{"text" if text else "answers": loss.item()})
+            self.figures.add(**{name: loss.item()})
             if cells is not None:
                 known = self.steps >= HEADS_ALONE  # what untrained heads ask for would only disturb
-                seeing, right = self.heads(cells if known else cells.detach(), batch)
-                self.figures.add(seeing=seeing.item(), **right)
+                seeing, _ = self.heads(cells if known else cells.detach(), batch)
                 loss = loss + HEADS_SHARE * seeing
         self._update(loss, schedule)
 
@@ -116,11 +123,15 @@ class Trainer:
         common.average(self.mean, self.model, self.steps, DECAY)
         self.threads.step()
 
-    def run(self, stage: str, schedule: common.Schedule, every: int) -> None:
-        """Steps until the schedule ends; every so often the figures, a checkpoint and an export."""
-        step = self.see if stage == "see" else self.answer
+    def run(self, stage: str, schedule: common.Schedule, mix: dict[str, float], every: int) -> None:
+        """Steps until the schedule ends; every so often the figures, a checkpoint and an export.
+
+        Args:
+            mix: how often there is a step of each kind: "see", "ask", "talk".
+        """
+        kinds = {"see": self.see, "ask": self.ask, "talk": self.talk}
         while schedule.done < 1:
-            step(schedule)
+            kinds[self.rng.choices(list(mix), list(mix.values()))[0]](schedule)
             if self.steps % 50 == 0:
                 self.log(f"{stage} {self.steps} {schedule.done:.1%} {self.figures.take()}")
             if self.steps % every == 0 or schedule.done >= 1:
@@ -129,7 +140,7 @@ class Trainer:
                 self.keep(stage, schedule)
 
     def keep(self, stage: str, schedule: common.Schedule) -> None:
-        """Write the checkpoint and the averaged model."""
+        """Write the checkpoint, and the averaged model so far beside it."""
         state = {
             "stage": stage,
             "schedule": schedule.state_dict(),
@@ -140,7 +151,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         common.save(self.checkpoint, state)
-        vlm_model.export(self.mean, self.tokenizer, self.out)
+        vlm_model.export(self.mean, self.tokenizer, self.checkpoint.with_name("vlm-so-far"))
 
     def resume(self) -> tuple[str, dict[str, float]] | None:
         """Load the checkpoint; the stage it was written in and the state of its schedule."""
@@ -164,7 +175,7 @@ def train(options: argparse.Namespace) -> None:
         model = Qwen3VLForConditionalGeneration.from_pretrained(options.init, dtype=torch.float32)
     else:
         model = vlm_model.new_model(tokenizer)
-    trainer = Trainer(model, tokenizer, options.out, options.logs, options.rate)
+    trainer = Trainer(model, tokenizer, options.logs, options.rate)
     stages = {
         "see": common.Schedule(options.rate, minutes=options.vision_minutes, decay=0.5),
         "answer": common.Schedule(options.rate, minutes=options.minutes, decay=options.decay),
@@ -174,8 +185,9 @@ def train(options: argparse.Namespace) -> None:
         first = found[0]
         stages[first].load_state_dict(found[1])
     if first == "see":
-        trainer.run("see", stages["see"], options.every)
-    trainer.run("answer", stages["answer"], options.every)
+        trainer.run("see", stages["see"], {"see": 1}, options.every)
+    trainer.run("answer", stages["answer"], options.mix, options.every)
+    vlm_model.export(trainer.mean, tokenizer, options.out)
 
 
 def main() -> None:
@@ -193,6 +205,7 @@ def main() -> None:
     parser.add_argument(
         "--decay", type=float, default=0.35, help="share of the minutes in which the rate falls"
     )
+    parser.add_argument("--mix", type=json.loads, default=MIX, help="how often each kind of step, as JSON")
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     options = parser.parse_args()
     if not options.init and not options.tokenizer:
