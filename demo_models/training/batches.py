@@ -26,14 +26,14 @@ CELL = PATCH * MERGE
 SIZES = [(128, 128)] * 20 + [(192, 192)] * 3 + [(192, 96), (96, 192)] * 2 + [*scenes.SOURCES]
 SHARES = {
     "describe": 1.5,
-    "detail": 1.2,
-    "color": 0.8,
-    "background": 0.4,
-    "shape": 1.5,
+    "detail": 1.5,
+    "color": 1.5,
+    "background": 0.25,
+    "shape": 0.7,
     "shape_of": 1.2,
     "count": 1.0,
-    "count_of": 1.2,
-    "where": 1.5,
+    "count_of": 1.5,
+    "where": 2.0,
     "yesno": 3.5,
 }
 """How often each task is asked about a picture."""
