@@ -25,18 +25,20 @@ CELL = PATCH * MERGE
 """Pixels per side of what one image token covers."""
 SIZES = [(128, 128)] * 20 + [(192, 192)] * 3 + [(192, 96), (96, 192)] * 2 + [*scenes.SOURCES]
 SHARES = {
-    "describe": 1.5,
+    "describe": 2.0,
     "detail": 1.5,
-    "color": 1.5,
-    "background": 0.25,
-    "shape": 0.7,
-    "shape_of": 1.2,
-    "count": 1.0,
-    "count_of": 1.5,
-    "where": 2.0,
-    "yesno": 3.5,
+    "color": 2.5,
+    "background": 0.15,
+    "shape": 0.4,
+    "shape_of": 0.7,
+    "count": 0.7,
+    "count_of": 2.5,
+    "where": 3.0,
+    "yesno": 2.0,
 }
 """How often each task is asked about a picture."""
+UNLIKE = 0.75
+"""Share of pictures of alike objects that training skips: to tell different ones apart takes the longest."""
 START, ANSWER, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 Piece = tuple[str, bool]
 """A stretch of text, and whether the model is to say it."""
@@ -221,11 +223,17 @@ def _converse(row: Row, scene: scenes.Scene, cells: tuple[int, int], rng: random
         del pieces[-2:]
 
 
+def _scene(rng: random.Random) -> scenes.Scene:
+    while (scene := scenes.sample(rng)).kind in ("one", "many") and rng.random() < UNLIKE:
+        pass
+    return scene
+
+
 def picture_batch(encode: Encoder, rng: random.Random, count: int, length: int = 176) -> Batch:
     """Pictures of training scenes, all of one size, with questions; `length` tokens beside the picture's."""
     size = rng.choice(SIZES)
     cells = size[1] // CELL, size[0] // CELL
-    shown = [scenes.sample(rng) for _ in range(count)]
+    shown = [_scene(rng) for _ in range(count)]
     rows = [picture_row(encode, scene, cells, rng, length + cells[0] * cells[1]) for scene in shown]
     return with_pictures(stack(rows), shown, [scenes.picture(scene, size, rng) for scene in shown])
 
