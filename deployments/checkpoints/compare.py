@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from deployments.checkpoints.metrics import psnr, ssim
 from deployments.contracts.messages import ImageDone, ImageRequest
 from deployments.contracts.settings import GenerationDefaults, ModelSettings
 from deployments.engines.factory import make_image_engine
-from deployments.engines.image_ops import decode
 
 Progress = Callable[[str], None]
 """Called with a checkpoint's name after each of its pictures."""
@@ -185,6 +185,8 @@ def _settings(source: str, brush: Brush) -> ModelSettings:
 
 
 async def _paint_one(engine: Any, number: int, prompt: str, brush: Brush) -> np.ndarray:
+    from PIL import Image
+
     request = ImageRequest(
         f"compare-{number}",
         prompt,
@@ -198,8 +200,7 @@ async def _paint_one(engine: Any, number: int, prompt: str, brush: Brush) -> np.
     async with aclosing(engine.generate(request)) as events:
         async for event in events:
             if isinstance(event, ImageDone):
-                pixels = brush.width * brush.height
-                return decode(event.data, max_source_pixels=pixels, max_pixels=pixels).pixels
+                return np.asarray(Image.open(io.BytesIO(event.data)).convert("RGB"))
     raise RuntimeError("the image engine ended without a picture")
 
 
