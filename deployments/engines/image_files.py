@@ -23,8 +23,9 @@ MAX_ASPECT = 200
 
 ALLOWED = "Send a PNG, JPEG, WebP or GIF image."
 DRAFT_GAPS = (1.5, 1.19)
-"""How much larger than its target a JPEG leaves the decoder, which halves it, or quarters, ...: the second where
-the first would not even halve it. Against reducing the whole picture, text of 9 pixels keeps 32 dB; 26 at 1."""
+"""How much larger than its target a JPEG leaves the decoder, which halves it, or quarters it, and so on. The
+second is for where the first would not even halve it. Text of 9 pixels keeps 32 dB of what reducing the whole
+picture gives; with a gap of 1 it would be 26."""
 STRIP = 2**20
 """Pixels that are converted at a time."""
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
