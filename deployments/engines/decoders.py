@@ -40,6 +40,8 @@ START_S = 60
 _ROOT = str(Path(deployments.__path__[0]).parent)
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")
 """What a process that reads hostile files gets to see of the environment."""
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
+"""Keep up to 64 MB between pictures: to give all of it back costs 12 ms of page faults per 12 megapixels."""
 _KINDS = {"invalid": InvalidImage, "too_large": PayloadTooLarge}
 
 
@@ -123,7 +125,7 @@ class _Process:
         with theirs:
             self._child = subprocess.Popen(
                 [sys.executable, *words],
-                env={**kept, "PYTHONPATH": _ROOT},
+                env={**kept, **_MALLOC, "PYTHONPATH": _ROOT},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # an interrupt at the terminal is for the server

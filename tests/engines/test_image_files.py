@@ -15,8 +15,10 @@ from PIL import Image
 
 from deployments.contracts.errors import InvalidImage
 from deployments.contracts.messages import Picture
-from deployments.engines.image_files import MAX_ASPECT, MIN_SIDE, Wanted, decode_file
+from deployments.engines import image_files
+from deployments.engines.image_files import MAX_ASPECT, MIN_SIDE, Wanted, decode_file, gif_frames
 from deployments.engines.image_ops import digest
+from tests.engines.hostile import many_frames, noise
 
 RED = (226, 32, 38)
 
@@ -247,3 +249,36 @@ def test_the_digest_covers_shape_and_pixels() -> None:
     assert digest(flat) != digest(flat + 1)
     assert digest(flat) == hashlib.sha256(b"(64, 36, 3)" + flat.tobytes()).hexdigest()
     assert read(file(Image.fromarray(flat))).digest == digest(flat)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_frames_are_counted_and_capped(kind: str) -> None:
+    frames = [noise(64, 64, i) for i in range(11)]
+    data = file(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert "more than 10 frames" in refused(data)
+    read(data, max_frames=11)
+
+
+def test_a_gif_s_frames_are_counted_without_decoding_them() -> None:
+    assert gif_frames(many_frames(200_000), 10) == 11
+    assert gif_frames(many_frames(5), 1000) == 6
+    assert gif_frames(file(noise(300, 200), "GIF"), 1000) == 1
+    for broken in (b"GIF89a", b"GIF89a" + b"\xff" * 20, many_frames(5)[:-20]):
+        assert gif_frames(broken, 1000) <= 6
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 10}])
+def test_every_kind_of_webp_is_measured_before_it_is_opened(options: dict[str, Any]) -> None:
+    data = file(Image.new("RGB", (3000, 1500)), "WEBP", **options)
+    assert "3000x1500" in refused(data)
+    assert read(data, max_source_pixels=4_500_000).pixels.shape[1] > 1000
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "CMYK", "L"])
+def test_strips_join_without_a_seam(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = noise(70, 90)
+    image = Image.new(mode, (70, 90), 40_000) if mode == "I;16" else source.convert(mode)
+    data = file(image, "JPEG" if mode == "CMYK" else "PNG")
+    whole = read(data).pixels
+    monkeypatch.setattr(image_files, "STRIP", 500)
+    assert np.array_equal(read(data).pixels, whole)
