@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig
 
 from deployments.contracts.settings import Autoscaling, ModelSettings
 from deployments.image_generator import ImageGenerator
@@ -21,8 +21,6 @@ from serve_app.plan import choose_profile, require_fit
 from serve_app.settings import AppSettings, load_settings, profile_path
 
 log = logging.getLogger("ray.serve")
-
-_BY_IMAGE = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 _SHELLS = {"vision_language": VisionLanguage, "image_generation": ImageGenerator}
 
@@ -80,8 +78,6 @@ def _preprocessing(settings: AppSettings) -> Application:
         autoscaling_config=_between(limits.replicas, limits.max_replicas, ongoing=4),
         max_ongoing_requests=16,
         max_queued_requests=128,
-        # The same image goes to the same replica, which remembers it; to the next one if that is busy.
-        request_router_config=RequestRouterConfig(request_router_class=_BY_IMAGE),
     )
     return deployment.bind(limits)
 
