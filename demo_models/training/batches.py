@@ -25,16 +25,16 @@ CELL = PATCH * MERGE
 """Pixels per side of what one image token covers."""
 SIZES = [(128, 128)] * 20 + [(192, 192)] * 3 + [(192, 96), (96, 192)] * 2 + [*scenes.SOURCES]
 SHARES = {
-    "describe": 2.0,
-    "detail": 1.5,
-    "color": 2.5,
+    "describe": 2.5,
+    "detail": 3.0,
+    "color": 1.5,
     "background": 0.15,
     "shape": 0.4,
-    "shape_of": 0.7,
-    "count": 0.7,
-    "count_of": 2.5,
+    "shape_of": 0.8,
+    "count": 0.8,
+    "count_of": 1.2,
     "where": 3.0,
-    "yesno": 2.0,
+    "yesno": 1.6,
 }
 """How often each task is asked about a picture."""
 UNLIKE = 0.75
