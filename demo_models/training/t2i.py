@@ -140,7 +140,12 @@ class Trainer:
         device = common.device()
         self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
         self.vae = AutoencoderKLQwenImage.from_pretrained(options.vae, torch_dtype=torch.float32).to(device)
-        self.model = models.transformer(self.vae.config.z_dim).to(device)
+        if options.init:
+            folder = options.init / "transformer"
+            self.model = models.QwenImageTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
+        else:
+            self.model = models.transformer(self.vae.config.z_dim)
+        self.model.to(device)
         self.mean = copy.deepcopy(self.model).requires_grad_(False)
         self.heads = CellHeads().to(device)
         self.denoiser = models.Denoiser(self.model, compiled=options.compile)
@@ -296,7 +301,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="a pipeline whose text encoder to start from")
+    parser.add_argument("--init", type=Path, help="a pipeline whose weights to start from")
     parser.add_argument("--text-minutes", type=float, default=6)
     parser.add_argument("--minutes", type=float, default=120, help="for the transformer")
     parser.add_argument(

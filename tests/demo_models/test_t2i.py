@@ -87,6 +87,7 @@ def options(tmp_path: Path) -> argparse.Namespace:
         pool=40,
         fresh=2,
         seed=0,
+        init=None,
         compile=False,
     )
 

@@ -43,7 +43,8 @@ def replicas(process: psutil.Process) -> list[psutil.Process]:
 
 async def test_requests_before_their_first_byte_move_to_the_other_replica(server) -> None:
     client, process = server
-    requests = [client.chat.completions.create(model="fake-vlm", messages=HELLO) for _ in range(8)]
+    messages = [[{"role": "user", "content": f"Hello, number {number}!"}] for number in range(8)]
+    requests = [client.chat.completions.create(model="fake-vlm", messages=one) for one in messages]
     answers = asyncio.gather(*requests, return_exceptions=True)
     await asyncio.sleep(1)
     replicas(process)[0].send_signal(signal.SIGKILL)
@@ -54,12 +55,13 @@ async def test_requests_before_their_first_byte_move_to_the_other_replica(server
 async def test_streams_that_had_begun_end_with_an_error(server) -> None:
     client, process = server
 
-    async def read() -> str:
-        stream = await client.chat.completions.create(model="fake-vlm", messages=HELLO, stream=True)
+    async def read(number: int) -> str:
+        messages = [{"role": "user", "content": f"Hello, number {number}!"}]  # equal ones go to one replica
+        stream = await client.chat.completions.create(model="fake-vlm", messages=messages, stream=True)
         seen = [chunk async for chunk in stream]
         return seen[-1].choices[0].finish_reason
 
-    reads = asyncio.gather(*[read() for _ in range(8)], return_exceptions=True)
+    reads = asyncio.gather(*[read(number) for number in range(8)], return_exceptions=True)
     await asyncio.sleep(2)
     replicas(process)[0].send_signal(signal.SIGKILL)
     ends = await reads
