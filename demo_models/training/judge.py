@@ -20,6 +20,8 @@ NAMES = list(world.COLORS)
 _PALETTE = np.array([rgb for rgb, _ in world.COLORS.values()], float)
 SIDE = 48
 """Pixels along the longer side of a segment when it is compared with the templates."""
+FRAME = 96
+SCALES = (1.0, 1.06, 1.12, 1.18)
 LEAST_AREA = 0.002
 """Share of the picture under which a segment is noise."""
 LEAST_OVERLAP = 0.75
@@ -66,32 +68,42 @@ def nearest_color(rgb: np.ndarray) -> str:
 
 
 @functools.cache
-def _template(shape: str) -> np.ndarray:
-    return _framed(np.asarray(world.mask(shape, 96)) > 127)
+def _templates() -> tuple[list[str], np.ndarray]:
+    """Names, and (n, FRAME * FRAME) booleans: every shape in every scale."""
+    made = [
+        (shape, _framed(np.asarray(world.mask(shape, 96)) > 127, scale))
+        for shape in world.SHAPES
+        for scale in SCALES
+    ]
+    return [shape for shape, _ in made], np.stack([template.ravel() for _, template in made])
 
 
-def _framed(segment: np.ndarray) -> np.ndarray:
-    """A boolean segment cut to its box and scaled to fit a square, its aspect kept."""
+def _framed(segment: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """A boolean segment, its longer side brought to SIDE times `scale`, its centre of mass to the frame's."""
     rows, columns = np.flatnonzero(segment.any(1)), np.flatnonzero(segment.any(0))
     box = segment[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scale = SIDE / max(box.shape)
-    width, height = max(1, round(box.shape[1] * scale)), max(1, round(box.shape[0] * scale))
-    image = Image.fromarray(box.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
-    frame = np.zeros((SIDE, SIDE), bool)
-    top, left = (SIDE - height) // 2, (SIDE - width) // 2
-    frame[top : top + height, left : left + width] = np.asarray(image) > 127
+    zoom = SIDE * scale / max(box.shape)
+    size = max(1, round(box.shape[1] * zoom)), max(1, round(box.shape[0] * zoom))
+    image = Image.fromarray(box.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+    y, x = np.nonzero(np.asarray(image) > 127)
+    frame = np.zeros((FRAME, FRAME), bool)
+    down, across = y + round(FRAME / 2 - y.mean()), x + round(FRAME / 2 - x.mean())
+    inside = (down >= 0) & (down < FRAME) & (across >= 0) & (across < FRAME)
+    frame[down[inside], across[inside]] = True
     return frame
 
 
 def match_shape(segment: np.ndarray) -> str | None:
-    """The shape whose template overlaps a boolean segment best, if any does well enough."""
-    framed = _framed(segment)
-    overlap = {}
-    for shape in world.SHAPES:
-        template = _template(shape)
-        overlap[shape] = (framed & template).sum() / (framed | template).sum()
-    best = max(overlap, key=lambda shape: overlap[shape])
-    return best if overlap[best] >= LEAST_OVERLAP else None
+    """The shape whose template overlaps a boolean segment best, if any does well enough.
+
+    Templates come a little larger too: an autoencoder rounds thin tips off, and the rest of a star is then
+    larger in its box than a star would be.
+    """
+    names, templates = _templates()
+    framed = _framed(segment).ravel()
+    overlap = (templates & framed).sum(1) / (templates | framed).sum(1)
+    best = int(overlap.argmax())
+    return names[best] if overlap[best] >= LEAST_OVERLAP else None
 
 
 def segments(image: Image.Image) -> tuple[str, list[Segment]]:

@@ -42,7 +42,7 @@ def half_mask(width: int, height: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def painted(graph: Graph) -> np.ndarray:
-    answer = graph.client().images.generate(prompt=PROMPT, extra_body={"seed": 3})
+    answer = graph.client().images.generate(prompt=PROMPT, extra_body={"seed": 3, "num_inference_steps": 16})
     return array(answer.data[0].b64_json)
 
 
