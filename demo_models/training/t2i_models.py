@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,8 +121,12 @@ def pipeline(folder: Path, tokenizer: Any, encoder: Any, denoiser: Any) -> Any:
 
 
 def export(pipe: Any, out: Path) -> None:
-    """Write a pipeline as a checkpoint folder that anyone may read."""
+    """Write a pipeline as a checkpoint folder that anyone may read, and that says nothing of this machine."""
     pipe.save_pretrained(out)
+    for file in out.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)
 
