@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
 import uvicorn
-from PIL import Image
 
 from deployments.contracts.messages import (
     ChatRequest,
@@ -18,7 +15,6 @@ from deployments.contracts.messages import (
     ImageQueue,
     ImageRequest,
     ImageSource,
-    Picture,
 )
 from deployments.contracts.settings import ModelSettings, PreprocessingSettings
 from deployments.engines.decoders import Decoders
@@ -51,15 +47,7 @@ class LocalPreprocessing:
         self._shell = shell
 
     def prepare(self, source: ImageSource) -> asyncio.Future[Any]:
-        return asyncio.ensure_future(self._prepare(source))
-
-    async def _prepare(self, source: ImageSource) -> Picture:
-        return _mask(source) if source.purpose == "mask" else await self._shell.prepare(source)
-
-
-def _mask(source: ImageSource) -> Picture:
-    alpha = Image.open(io.BytesIO(source.data or b"")).convert("RGBA").getchannel("A")
-    return Picture(np.where(np.asarray(alpha) == 0, 255, 0).astype(np.uint8), "")
+        return asyncio.ensure_future(self._shell.prepare(source))
 
 
 class LocalChat:

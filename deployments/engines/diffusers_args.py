@@ -35,8 +35,6 @@ class DiffusersArgs(BaseModel):
     more per second and make each step longer. By default those of the largest picture, but 8 of 128x128."""
     pixels_in_flight: Annotated[int, Field(gt=0)] | None = None
     """Pixels of all pictures begun and not finished; the rest waits in turn. By default 8 batches."""
-    timeout_s: Annotated[float, Field(gt=0)] | None = None
-    """Longest time for one request, its wait included."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """torch's CPU threads; by default OMP_NUM_THREADS as Ray sets it, else num_cpus."""
     revision: str | None = None

@@ -19,7 +19,6 @@ from deployments.contracts.errors import (
     EncodingFailed,
     EngineFailed,
     ModelLoading,
-    TimedOut,
 )
 from deployments.contracts.messages import (
     ImageDone,
@@ -83,7 +82,6 @@ class DiffusersEngine:
         plan = await self._plan(request, pictures)
         job = Job(request, pictures, plan, asyncio.Queue())
         self._jobs.add(job)
-        limit = self._limit(job)
         try:
             # Forecasting a long queue takes milliseconds, and the check's thread keeps the order.
             await self._in(self._checks, lambda: self._loop.submit(job))
@@ -92,8 +90,6 @@ class DiffusersEngine:
                     raise event
                 yield await self._encoded(request, event) if isinstance(event, Painted) else event
         finally:
-            if limit:
-                limit.cancel()
             self._jobs.discard(job)
             self._loop.cancel(job)
 
@@ -145,16 +141,6 @@ class DiffusersEngine:
             raise
         self._require_open()
         return plan
-
-    def _limit(self, job: Job) -> asyncio.TimerHandle | None:
-        seconds = self._args.timeout_s
-        if seconds is None:
-            return None
-        error = TimedOut(
-            f"The request was not done within {seconds:g} seconds and was stopped.",
-            suggested_fix=("ask for fewer steps, fewer pictures or a smaller size", "try again later"),
-        )
-        return asyncio.get_running_loop().call_later(seconds, self._stop, job, error)
 
     def _stop(self, job: Job, error: AtelierError) -> bool:
         """Take a job out; its reader hears why. Whether it was still in."""

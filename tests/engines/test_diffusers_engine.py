@@ -18,7 +18,6 @@ from deployments.contracts.errors import (
     EngineFailed,
     InvalidRequest,
     OutOfMemory,
-    TimedOut,
 )
 from deployments.contracts.messages import ImageDone, ImageEdit, ImageUsage
 from deployments.engines import diffusers_engine
@@ -238,15 +237,6 @@ async def test_an_encoder_that_fails_is_a_typed_error(
             await collect(engine, SHORT)
     assert caught.value.__context__ is None
     assert (await engine.queue()).requests == ()
-
-
-async def test_a_request_that_takes_too_long_is_stopped() -> None:
-    engine = DiffusersEngine(settings("diffusers", timeout_s=0.5))
-    await engine.start()
-    with pytest.raises(TimedOut, match=r"0\.5 seconds"):
-        await collect(engine, replace(REQUEST, steps=1000))
-    assert (await engine.queue()).requests == ()
-    await engine.close()
 
 
 async def test_a_lost_gpu_is_reported_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
