@@ -22,8 +22,6 @@ from serve_app.settings import AppSettings, load_settings, profile_path
 
 log = logging.getLogger("ray.serve")
 
-_BY_IMAGE = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-
 _SHELLS = {"vision_language": VisionLanguage, "image_generation": ImageGenerator}
 
 CONTROL_SLOTS = 64
@@ -80,8 +78,6 @@ def _preprocessing(settings: AppSettings) -> Application:
         autoscaling_config=_between(limits.replicas, limits.max_replicas, ongoing=4),
         max_ongoing_requests=16,
         max_queued_requests=128,
-        # The same image goes to the same replica, which remembers it; to the next one if that is busy.
-        request_router_config=RequestRouterConfig(request_router_class=_BY_IMAGE),
     )
     return deployment.bind(limits)
 

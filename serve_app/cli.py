@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shlex
 import signal
@@ -88,9 +89,9 @@ def _get(url: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         try:
             return dict(json.load(error))
-        except ValueError:
+        except (OSError, ValueError, http.client.HTTPException):
             return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # a server that stops breaks off in mid-answer
         return {}
 
 

@@ -104,7 +104,8 @@ class DiffusersEngine:
         return any(stopped)
 
     async def queue(self) -> ImageQueue:
-        self._require_open()
+        if self._closed or not self._ready:
+            return ImageQueue()
         return await self._in(self._checks, self._loop.queue)
 
     async def check_health(self) -> None:

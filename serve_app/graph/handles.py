@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,19 +50,7 @@ class PreprocessingHandle:
         self._handle = handle.options(_by_reference=True)
 
     def prepare(self, source: ImageSource) -> PendingPicture:
-        return self._handle.options(session_id=affinity(source)).prepare.remote(source)
-
-
-def affinity(source: ImageSource) -> str:
-    """The same for the same image, so that it goes to the replica that remembers it.
-
-    From its ends and its length: to hash all of it would take the ingress milliseconds, and two images that
-    share them only share a replica.
-    """
-    image: str | bytes = source.url or source.data or b""
-    ends = image[:4096], image[-4096:]
-    sample = b"".join(end.encode("utf-8", "replace") if isinstance(end, str) else end for end in ends)
-    return f"{source.scope[:16]}-{len(image)}-{zlib.crc32(sample):08x}"
+        return self._handle.prepare.remote(source)
 
 
 class VisionLanguageHandle:

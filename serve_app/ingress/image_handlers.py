@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from serve_app.ingress.dialects import image_queue, openai_images
 from serve_app.ingress.dialects.openai_image_replies import ImageStream, comment, whole_response
 from serve_app.ingress.errors import json_response
 from serve_app.ingress.schemas.images import Painting
+from serve_app.ingress.scope import scope_of
 from serve_app.ingress.sse import COMMENTED, EventStream, with_heartbeat
 from serve_app.settings import IngressSettings
 
@@ -63,7 +65,9 @@ class ImageHandlers:
             call = openai_images.parse_edit_json(await read_json(request, most), MAX_IMAGES)
         model = self._operations.image_model(call.wire.model)
         core = openai_images.edit_request(call, model, request.state.request_id)
-        return await self._answer(request, "image_edit", call.wire, model, core, call.sources)
+        scope = scope_of(request.headers)
+        sources = [replace(source, scope=scope) for source in call.sources]
+        return await self._answer(request, "image_edit", call.wire, model, core, sources)
 
     async def queue(self, request: Request) -> Response:
         """What all image models, or the one asked for, paint now and what waits for them."""

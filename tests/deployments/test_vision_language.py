@@ -15,6 +15,7 @@ from deployments.contracts.errors import EngineFailed, InvalidRequest
 from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
 from deployments.vision_language import SPACING_MAX_S, VisionLanguage, coalesced
+from serve_app.graph.token_receiver import Pushing, Receiver
 
 Make = Callable[..., Awaitable[VisionLanguage]]
 
@@ -72,6 +73,28 @@ async def test_whole_and_streamed_answers_agree(shell: Make) -> None:
     whole = json.loads(await engine.chat(ask()))
     chunks = [chunk async for batch in engine.stream_chat(ask()) for chunk in batch]
     assert whole["choices"][0]["message"]["content"] == text_of(chunks) == "You said: one two three"
+
+
+class Called:
+    """The shell's streaming method as Ray would return it."""
+
+    def __init__(self, method: Callable[..., AsyncGenerator[list[bytes], None]]) -> None:
+        self._method = method
+
+    def remote(self, *args: Any) -> AsyncGenerator[list[bytes], None]:
+        return self._method(*args)
+
+
+async def test_pushed_answers_are_those_that_are_streamed(shell: Make) -> None:
+    engine = await shell()
+    receiver = Receiver("127.0.0.1")
+    pushing = Pushing(Called(engine.push_chat), receiver)
+    streamed = [chunk async for batch in engine.stream_chat(ask()) for chunk in batch]
+    pushed = [chunk async for batch in pushing.remote(ask()) for chunk in batch]
+    assert text_of(pushed) == text_of(streamed) == "You said: one two three"
+    with pytest.raises(InvalidRequest):
+        await anext(aiter(pushing.remote(ask(max_tokens=0))))
+    receiver.close()
 
 
 async def test_pictures_reach_the_engine(shell: Make) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
+from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.messages import ImageEdit, ImageRequest, ImageUsage, Picture
@@ -35,7 +35,7 @@ class Editor:
         parts = load_pipeline(resolve_source("demo_models/image"), torch.bfloat16).components
         self.name = name
         tokenizer = parts["tokenizer"]
-        processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, chat_template="")
+        processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor())
         self.stock = getattr(diffusers, name)(**parts, processor=processor)
         self.stock.set_progress_bar_config(disable=True)
         self.stock.save_pretrained(folder)

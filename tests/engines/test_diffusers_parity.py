@@ -27,8 +27,8 @@ from tests.contracts.test_image_engines import settings
 
 pytestmark = pytest.mark.real
 
-BOUND = 2e-3
-"""Max abs difference of the final latents in float32, cfg 3, 12 steps (measured: 3e-4)."""
+BOUND = 1e-4
+"""Max abs difference of the final latents in float32 (measured over REQUESTS: 1.3e-5)."""
 QUANTIZE = {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 32}
 BASE = ImageRequest("p", "a red circle on a blue background", " ", 128, 128, 6, 3.0, 7)
 REQUESTS = [

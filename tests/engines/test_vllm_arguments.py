@@ -70,3 +70,11 @@ def test_what_is_wrong_is_named(engine_args: dict[str, Any], message: str) -> No
 def test_the_gpu_share_cannot_be_set_twice() -> None:
     with pytest.raises(ValueError, match="follows from gpu_fraction"):
         parsed(gpu_fraction=0.5, **{"gpu-memory-utilization": 0.9})
+
+
+def test_adapters_become_lora_modules() -> None:
+    entry = {"id": "m", "task": "vision_language", "engine": "vllm", "source": "demo_models/vlm"}
+    arguments = serve_arguments(ModelSettings.model_validate({**entry, "adapters": {"n": "/some/folder"}}))
+    assert arguments.enable_lora
+    assert [(module.name, module.path) for module in arguments.lora_modules] == [("n", "/some/folder")]
+    assert not parsed().enable_lora

@@ -92,7 +92,7 @@ async def test_each_limit_has_its_own_error(start) -> None:
     animated = [file(frames[0], kind, save_all=True, append_images=frames[1:]) for kind in ("PNG", "WEBP")]
     expected = [
         (bytes(99_000), 413, "payload_too_large", "larger than 90,000 bytes"),
-        (file(Image.new("RGB", (600, 600))), 400, "invalid_image", "at most 350,000"),
+        (file(Image.new("RGB", (600, 600))), 400, "image_too_large", "at most 350,000"),
         *((data, 400, "too_many_frames", "more than 5 frames") for data in (*animated, many_frames(5))),
     ]
     for data, status, code, says in expected:

@@ -86,7 +86,7 @@ def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[psut
 
 @contextmanager
 def serving(
-    folder: Path, profile: str, name: str = "fake", seconds: float = 90
+    folder: Path, profile: str, name: str = "fake", seconds: float = STARTUP_S
 ) -> Iterator[tuple[str, psutil.Process]]:
     """`atelier serve` of a profile given as text; yields its URL and process once it is ready."""
     own, log, port = folder / f"{name}.yaml", folder / f"{name}.log", free_port()

@@ -1,9 +1,8 @@
-"""The older services on Ray: full queues, counts over two ingress replicas, the log, and real models."""
+"""The older services on Ray: full queues, counts over two ingress replicas, the log."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.examples.clients import CLIENTS, EXAMPLES, run_client
 from tests.ingress.golden import check, pairs, play
-from tests.integration.conftest import Graph, serving
+from tests.integration.conftest import serving
 
 pytestmark = pytest.mark.real
 
@@ -55,9 +53,14 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def test_full_queue(url: str, pair: dict[str, Any]) -> None:
     for _ in range(4):  # a handle learns of its queue's bound with its first call
         await play(url, pair["ask"])
-    answers = await asyncio.gather(*[play(url, pair["ask"]) for _ in range(12)])
+    flood = []
+    for _ in range(16):
+        flood.append(asyncio.create_task(play(url, pair["ask"])))
+        # Serve does not count requests whose pictures are still on their way: all of one moment would pass.
+        await asyncio.sleep(0.1)
+    answers = await asyncio.gather(*flood)
     refused = [answer for answer in answers if answer.status_code != 200]
-    assert 0 < len(refused) < 12
+    assert 0 < len(refused) < 16
     for answer in refused:
         check(answer, pair["answer"])
 
@@ -94,33 +97,3 @@ def _log_lines(word: str) -> list[str]:
     files = {file.resolve() for file in Path("/tmp/ray").glob("session_*/logs/serve/*Ingress*.log")}
     recent = [file for file in files if time.time() - file.stat().st_mtime < 600]
     return [line for file in recent for line in file.read_text().splitlines() if word in line]
-
-
-# ---------------------------------------------------------------------- real models
-async def test_ocr_follows_its_schema(graph: Graph) -> None:
-    image = "data:image/png;base64," + base64.b64encode((EXAMPLES / "picture.png").read_bytes()).decode()
-    body = {"image": image, "output": "ocr", "max_tokens": 96, "temperature": 0}
-    async with httpx.AsyncClient(timeout=120) as http:
-        answer = await http.post(f"{graph.url}/api/v1/chat", json=body)
-    data = answer.json()["data"]
-    assert answer.status_code == 200, answer.text
-    assert data["response"].startswith('{"lines":')
-    for line in data["lines"]:
-        assert isinstance(line["text"], str)
-        assert all(0 <= side <= 1000 for side in line["box"])
-
-
-@pytest.mark.parametrize("name", CLIENTS)
-async def test_example(graph: Graph, tmp_path: Path, name: str) -> None:
-    run = await run_client(graph.url, tmp_path, name)
-    assert run.code == 0, run.err
-    assert run.out.strip()
-    if name.startswith("image_service"):
-        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
-async def test_ids_in_bodies_are_those_in_headers(graph: Graph) -> None:
-    for headers in ({}, {"x-request-id": "mine"}):
-        answer = await play(graph.url, {"post": "/api/generate", "headers": headers, "json": {}})
-        assert answer.json()["request_id"] == answer.headers["x-request-id"]
-        assert answer.headers.get_list("x-request-id") == [answer.headers["x-request-id"]]
