@@ -42,6 +42,19 @@ class Case:
     def name(self) -> str:
         return f"{self.task}-{self.lang}"
 
+    @property
+    def family(self) -> str:
+        """What kind of scene it is about."""
+        if self.scene is None:
+            return "without a picture"
+        if self.scene.spec["kind"] != "free":
+            return "painted scenes"
+        return (
+            "free scenes, one or two kinds"
+            if len(self.scene.kinds) < 3
+            else "free scenes, three or four kinds"
+        )
+
 
 def picture_cases(per_task: int, rng: random.Random, worn: bool = False) -> list[Case]:
     """So many questions of each task and language about held-out scenes; `worn` as in `scenes.wear`."""
@@ -138,17 +151,20 @@ class Details:
 def score(cases: list[Case], answers: list[str], tokenizer: Any) -> dict[str, Any]:
     """Shares per task and language, the misses, and figures about the descriptions in detail."""
     right: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    families: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     details: dict[str, Details] = collections.defaultdict(Details)
     missed = []
     for case, answer in zip(cases, answers, strict=True):
-        right[case.name][0] += answer == case.wanted
-        right[case.name][1] += 1
+        for counts in (right[case.name], families[case.family]):
+            counts[0] += answer == case.wanted
+            counts[1] += 1
         if case.task == "detail":
             details[case.lang].add(case, answer, len(tokenizer(answer).input_ids))
         if answer != case.wanted:
             missed.append({"case": case.name, "asked": _asked(case), "wanted": case.wanted, "said": answer})
     return {
         "right": dict(right),
+        "families": dict(families),
         "detail": {lang: dataclasses.asdict(found) for lang, found in details.items()},
         "missed": missed,
     }
@@ -164,8 +180,9 @@ def _asked(case: Case) -> str:
 def table(found: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [
-        f"  {name:14s} {good:4d}/{total:<4d} {100 * good / total:5.1f}%"
-        for name, (good, total) in sorted(found["right"].items())
+        f"  {name:33s} {good:4d}/{total:<4d} {100 * good / total:5.1f}%"
+        for part in ("right", "families")
+        for name, (good, total) in sorted(found[part].items())
     ]
     for lang, details in found["detail"].items():
         lines.append(

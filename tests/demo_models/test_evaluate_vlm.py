@@ -39,6 +39,7 @@ def test_the_score_counts_letters_and_true_sentences() -> None:
     told = descriptions.detail(case.scene, case.lang)
     perfect = score([case], [case.wanted], tokenizer)
     assert perfect["right"] == {case.name: [1, 1]}
+    assert perfect["families"] == {case.family: [1, 1]}
     assert perfect["detail"][case.lang] == {
         "answers": 1,
         "long_enough": 1,
