@@ -19,7 +19,7 @@ def run(*arguments: object) -> Result:
 def test_a_source_that_a_profile_serves_is_painted_as_it_is_served() -> None:
     for source in ("demo_models/image", str(Path("demo_models/image").resolve())):
         brush = _brush(source, "auto", None, None, 0, "cpu", None)
-        assert (brush.width, brush.height, brush.steps, brush.cfg_scale) == (128, 128, 16, 3)
+        assert (brush.width, brush.height, brush.steps, brush.cfg_scale) == (128, 128, 8, 3)
     brush = _brush("somebody/elses", "512x768", 8, None, 3, "cpu", None)
     assert (brush.width, brush.height, brush.steps, brush.cfg_scale, brush.seed) == (512, 768, 8, 4, 3)
 

@@ -21,7 +21,8 @@ def answered() -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.integration.routing_driver"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    # Ray may have last words after it.
+    return next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"turns"'))
 
 
 def test_every_turn_of_a_conversation_meets_the_same_replica(answered: dict[str, Any]) -> None:
