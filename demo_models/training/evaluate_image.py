@@ -165,7 +165,7 @@ def main() -> None:
     )
     parser.add_argument("--per-kind", type=int, default=50, help="prompts of each kind and language")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures and the misses")
     parser.add_argument("--sheet", type=Path, help="a PNG of all pictures")

@@ -42,7 +42,7 @@ LOOSENESS = 0.3
 SHARES = [0.6, 0.1, 0.1, 0.1, 0.1]
 """How often each of `world.SIZES` is trained on."""
 WEIGHTS = {"place": 0.05, "ground": 0.1, "color": 0.1, "shape": 0.2, "covered": 0.4}
-STEPS, GUIDANCE = 8, 2.0
+STEPS, GUIDANCE = 8, 3.0
 """Of the pictures that are judged on the way."""
 
 

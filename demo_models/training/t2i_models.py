@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from demo_models.training import common
-from demo_models.training.tokenizer import PREFIX, PREFIX_TOKENS, SUFFIX
+from demo_models.training.tokenizer import PREFIX, PREFIX_TOKENS, SUFFIX, text_ids, vision_ids
 
 TEXT_WIDTH = 192
 LAYERS, HEADS, HEAD_WIDTH = 5, 4, 64
@@ -35,9 +35,8 @@ TEXT_LENGTH = 32
 
 def text_encoder(tokenizer: Any) -> Any:
     """A fresh text encoder; its vision tower is never used and as small as can be."""
-    token = tokenizer.convert_tokens_to_ids
     text = {
-        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+        **text_ids(tokenizer),
         "hidden_size": TEXT_WIDTH,
         "intermediate_size": 512,
         "num_hidden_layers": 4,
@@ -47,9 +46,6 @@ def text_encoder(tokenizer: Any) -> Any:
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-        "bos_token_id": token("<|endoftext|>"),
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
     }
     vision = {
         "depth": 1,
@@ -62,10 +58,7 @@ def text_encoder(tokenizer: Any) -> Any:
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        **vision_ids(tokenizer),
         tie_word_embeddings=True,
     )
     return Qwen2_5_VLForConditionalGeneration(config)

@@ -134,6 +134,28 @@ def check(tokenizer: Any) -> None:
             raise ValueError(f"{text!r} does not come back from its tokens")
 
 
+def text_ids(tokenizer: Any) -> dict[str, int]:
+    """What a language model's config says of its tokenizer."""
+    token = tokenizer.convert_tokens_to_ids
+    return {
+        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+        "bos_token_id": token("<|endoftext|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+    }
+
+
+def vision_ids(tokenizer: Any) -> dict[str, int]:
+    """What a vision-language model's config says of its tokenizer, beside `text_ids`."""
+    token = tokenizer.convert_tokens_to_ids
+    return {
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
+    }
+
+
 def train(out: Path) -> None:
     """Write the tokenizer to a folder."""
     from demo_models.training import chat

@@ -15,6 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 
 from demo_models.training import chat
 from demo_models.training.batches import MERGE, PATCH, Batch
+from demo_models.training.tokenizer import text_ids, vision_ids
 
 FEWEST_PIXELS, MOST_PIXELS = 128 * 128, 192 * 192
 BLOCKED = -1e4
@@ -22,7 +23,6 @@ BLOCKED = -1e4
 
 def new_model(tokenizer: Any) -> Any:
     """Fresh weights, 4.2 M of them: 5 layers of width 192 that read, 4 of width 128 that see."""
-    token = tokenizer.convert_tokens_to_ids
     width = 192
     rope = {
         "rope_type": "default",
@@ -31,7 +31,7 @@ def new_model(tokenizer: Any) -> Any:
         "mrope_interleaved": True,
     }
     text = {
-        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+        **text_ids(tokenizer),
         "hidden_size": width,
         "intermediate_size": 512,
         "num_hidden_layers": 5,
@@ -42,9 +42,6 @@ def new_model(tokenizer: Any) -> Any:
         "tie_word_embeddings": True,
         "rms_norm_eps": 1e-6,
         "rope_parameters": rope,
-        "bos_token_id": token("<|endoftext|>"),
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
     }
     vision = {
         "depth": 4,
@@ -61,10 +58,7 @@ def new_model(tokenizer: Any) -> Any:
     config = Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        **vision_ids(tokenizer),
         tie_word_embeddings=True,
     )
     return Qwen3VLForConditionalGeneration(config)
@@ -157,10 +151,10 @@ def answer_loss(model: Any, hidden: Tensor, batch: Batch) -> Tensor:
 
 def export(model: Any, tokenizer: Any, out: Path) -> None:
     """Write bf16 weights, tokenizer, chat template and image processor to a folder."""
-    token = tokenizer.convert_tokens_to_ids
     copy = Qwen3VLForConditionalGeneration(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16)
+    token = tokenizer.convert_tokens_to_ids
     copy.generation_config.eos_token_id = [token("<|im_end|>"), token("<|endoftext|>")]
     copy.generation_config.pad_token_id = token("<|endoftext|>")
     copy.generation_config.do_sample = False
