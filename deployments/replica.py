@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from deployments.contracts.engines import Engine
 from deployments.contracts.errors import EngineFailed
+from deployments.engines import garbage
 from deployments.engines.gpu_memory import used_gb
 
 E = TypeVar("E", bound=Engine)
@@ -23,6 +24,7 @@ class EngineReplica(Generic[E]):
         except BaseException:
             await engine.close()  # or a half-loaded model keeps its memory while Serve retries
             raise
+        garbage.settle()
         self._engine = engine
 
     def _running(self) -> E:

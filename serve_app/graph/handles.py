@@ -63,7 +63,8 @@ class VisionLanguageHandle:
     """
 
     def __init__(self, handle: DeploymentHandle, on_lost: Callable[[], None], receiver: Receiver) -> None:
-        self._by_value = handle
+        # Plain pickle: cloudpickle, the default, is for code, and several times slower for a small message.
+        self._by_value = handle.options(request_serialization="pickle", response_serialization="pickle")
         self._by_reference = handle.options(_by_reference=True)
         self._push_by_value = Pushing(self._by_value.options(stream=True).push_chat, receiver)
         self._push_by_reference = Pushing(self._by_reference.options(stream=True).push_chat, receiver)

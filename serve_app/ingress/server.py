@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from deployments.engines import garbage
 from serve_app.graph.catalog import Catalog
 from serve_app.graph.handles import (
     ImageGeneratorHandle,
@@ -67,4 +68,8 @@ class Ingress:
         return self._tally.own()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return make_application(self._operations, self._settings, tally=self._tally, server_echoes_id=True)
+        application = make_application(
+            self._operations, self._settings, tally=self._tally, server_echoes_id=True
+        )
+        garbage.settle()
+        return application
