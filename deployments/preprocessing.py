@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 
 from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage
-from deployments.contracts.messages import ImageSource, Picture
+from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
 from deployments.contracts.settings import PreprocessingSettings
 from deployments.engines.decoders import Decoders
 from deployments.engines.fetch import Fetcher
@@ -82,6 +82,11 @@ class Preprocessing:
             # A new one: the same image may stand at two places of a request.
             raise type(result)(result.message, param=source.param, code=result.code)
         return _scoped(result, source.scope)
+
+    async def prepare_small(self, source: ImageSource) -> Picture | None:
+        """The same by value; None if the picture is too large for that. Asked for again, it is remembered."""
+        picture = await self.prepare(source)
+        return picture if picture.pixels.nbytes <= SMALL_BYTES else None
 
     async def _read(self, source: ImageSource) -> bytes | str:
         """Raw bytes, or a data URL as it came."""

@@ -92,13 +92,18 @@ class Connection(asyncio.Protocol):
             self._transport.write(token)
 
     @contextmanager
-    def outlet(self, stream: int) -> Iterator[Outlet]:
-        """The way out for one stream, while the block lasts; all it was given is on its way afterwards."""
-        made = self._outlets[stream] = Outlet(self, stream)
+    def outlet(self, stream: int, spacing: Callable[[], float] = lambda: 0) -> Iterator[Outlet]:
+        """The way out for one stream, while the block lasts; all it was given is on its way afterwards.
+
+        Args:
+            spacing: the least seconds between two of its messages, asked for at each.
+        """
+        made = self._outlets[stream] = Outlet(self, stream, spacing)
         try:
             yield made
         finally:
             self._outlets.pop(stream, None)
+            made.close()
             self._flush()
 
     @property
@@ -148,24 +153,54 @@ class Connection(asyncio.Protocol):
 class Outlet:
     """One stream's way out."""
 
-    def __init__(self, connection: Connection, stream: int) -> None:
+    def __init__(self, connection: Connection, stream: int, spacing: Callable[[], float]) -> None:
         self._connection = connection
         self._stream = stream
+        self._spacing = spacing
+        self._held: list[bytes] = []
+        self._sent = 0
+        self._pause: asyncio.TimerHandle | None = None
         self.open = asyncio.Event()
         """Cleared while the reader asks for a pause."""
         self.open.set()
 
     async def send(self, chunks: list[bytes]) -> None:
         """Returns when more may be given. Raises EngineFailed if the reader cannot be reached any more."""
-        self._put(chunks, False)
+        self._held += chunks
+        if self._pause is None or self._connection.lost:
+            self._release()
         await self.open.wait()
         await self._connection.room.wait()
 
     def end(self) -> None:
         """The stream is complete."""
-        self._put([], True)
+        self._put(True)
 
-    def _put(self, chunks: list[bytes], end: bool) -> None:
+    def close(self) -> None:
+        """Nothing more will be given; what was goes out."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._held and not self._connection.lost:
+            self._put(False)
+
+    def _release(self) -> None:
+        self._pause = None
+        if not self._held:
+            return
+        self._sent += len(self._held)
+        self._put(False)
+        # The first chunk may carry the role alone, the second the first token: neither makes one wait.
+        if self._sent > 1 and (pause := self._spacing()) > 0:
+            self._pause = asyncio.get_running_loop().call_later(pause, self._due)
+
+    def _due(self) -> None:
+        if self._connection.lost:
+            self._pause = None  # the next `send` raises
+        else:
+            self._release()
+
+    def _put(self, end: bool) -> None:
         if self._connection.lost:
             raise EngineFailed("The connection between the model's replica and the ingress broke.")
-        self._connection.put((self._stream, chunks, end))
+        self._connection.put((self._stream, self._held, end))
+        self._held = []

@@ -49,15 +49,11 @@ class VisionLanguage(EngineReplica[ChatEngine]):
         self, request: ChatRequest, *pictures: Picture
     ) -> AsyncGenerator[list[bytes], None]:
         """Chunks or events as JSON, as many at a time as are ready: each item costs a message."""
-        chunks = self._running().stream_chat(request, pictures)
-        self._streams += 1
-        try:
-            with _only_our_errors(request):
-                async with aclosing(coalesced(chunks, self._spacing)) as batches:
-                    async for batch in batches:
-                        yield batch
-        finally:
-            self._streams -= 1
+        with _only_our_errors(request), self._counted():
+            chunks = self._running().stream_chat(request, pictures)
+            async with aclosing(coalesced(chunks, self._spacing)) as batches:
+                async for batch in batches:
+                    yield batch
 
     async def push_chat(
         self, address: Address, request: ChatRequest, *pictures: Picture
@@ -67,14 +63,17 @@ class VisionLanguage(EngineReplica[ChatEngine]):
         Yields one empty list at the end; or, if nobody answers there, what `stream_chat` yields.
         """
         connection = await self._senders.connection(address)
-        async with aclosing(self.stream_chat(request, *pictures)) as batches:
-            if connection is None:
+        if connection is None:
+            async with aclosing(self.stream_chat(request, *pictures)) as batches:
                 async for batch in batches:
                     yield batch
-                return
-            with connection.outlet(address.stream) as outlet:
-                async for batch in batches:
-                    await outlet.send(batch)
+            return
+        with _only_our_errors(request), self._counted():
+            chunks = self._running().stream_chat(request, pictures)
+            with connection.outlet(address.stream, self._spacing) as outlet:
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        await outlet.send([chunk])
                 outlet.end()
         yield []
 
@@ -82,6 +81,14 @@ class VisionLanguage(EngineReplica[ChatEngine]):
         if (senders := self.__dict__.get("_senders")) is not None:
             senders.close()
         return super().__del__()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     def _spacing(self) -> float:
         return min(self._streams * SPACING_S, SPACING_MAX_S) if self._streams > 1 else 0

@@ -28,6 +28,8 @@ class IngressSettings(Frozen):
     max_body_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
     max_images: Annotated[int, Field(ge=0)] = 16
     """Images in one chat request."""
+    picture_cache_mb: Annotated[int, Field(ge=0)] = 64
+    """For small pictures that an ingress replica remembers, so that nobody is asked for them again."""
     max_image_side: Annotated[int, Field(gt=0)] = 4096
     """Longest side in pixels that the VLM REST service takes."""
     chat_timeout_s: Annotated[float, Field(gt=0)] = 300

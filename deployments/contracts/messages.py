@@ -28,6 +28,9 @@ it, at its own size. mask: only its alpha counts, 0 where the picture may be rep
 Detail = Literal["low", "auto", "high"]
 """How closely a language model looks at a picture: which pixel budget it is reduced to."""
 
+SMALL_BYTES = 2**20
+"""Files and pictures up to this travel by value between deployments."""
+
 MAX_PROMPTS = 16
 """Prompts in one completion request: each takes a slot of the engine."""
 

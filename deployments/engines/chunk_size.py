@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SPACING_S = 0.001
+SPACING_S = 0.0015
 """What one more open stream adds to the time between two chunks of each."""
-SPACING_MAX_S = 0.03
+SPACING_MAX_S = 0.04
 """No client sees its text in larger steps for this."""
 TOKENS_MAX = 16
 WEIGHT = 0.02

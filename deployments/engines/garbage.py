@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 YOUNG = 10_000
-"""Objects made, less those freed, between two collections of the young; Python's own 700 are about a request's."""
+"""Objects made, less those freed, between two collections of the young; 700 would be about a request's."""
 
 
 def settle() -> None:

@@ -22,6 +22,7 @@ from deployments.contracts.settings import ModelSettings
 from deployments.engines.chunk_size import ChunkSize
 from deployments.engines.orphans import OrphanGuard
 from deployments.engines.vllm_arguments import prepare_environment, serve_arguments
+from deployments.engines.vllm_rendering import is_short, render_short_inline, short
 from deployments.engines.vllm_requests import (
     BROKEN,
     from_exception,
@@ -80,7 +81,7 @@ class VllmEngine:
         self._llm = AsyncLLM.from_vllm_config(
             config,
             enable_log_requests=arguments.enable_log_requests,
-            # Only vLLM's own HTTP server shows them. They cost its front end two fifths of its time per token.
+            # Only vLLM's HTTP server shows them, and they take two fifths of its time per token.
             disable_log_stats=True,
         )
         await self._llm.reset_mm_cache()  # holds the dummy pictures of the profiling run
@@ -90,6 +91,7 @@ class VllmEngine:
         if getattr(state, "openai_serving_chat", None) is None:
             raise ValueError(f"model {self._settings.id!r}: {self._settings.source} cannot chat")
         show_pictures(state.online_renderer)
+        render_short_inline(self._llm.renderer)
         keep_errors(state.anthropic_serving_messages)
         enable_envs_cache()  # as vLLM's other processes do: some variables are looked up for each token
         self._state = state
@@ -164,13 +166,14 @@ class VllmEngine:
         serving = getattr(self._state, surface.serving)
         # All that vLLM asks of an HTTP request: where messages take their id from.
         http = SimpleNamespace(headers={"X-Request-Id": request.request_id}, state=SimpleNamespace())
-        token = shown.set(pictures)
+        shown_before, short_before = shown.set(pictures), short.set(is_short(request.body))
         try:
             response = await getattr(serving, surface.method)(translated, http)
         except Exception as error:
             raise from_exception(error, request) from None
         finally:
-            shown.reset(token)
+            shown.reset(shown_before)
+            short.reset(short_before)
         _raise_if_cancelled()
         if hasattr(response, "error"):
             raise from_response(response, request)

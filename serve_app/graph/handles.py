@@ -1,11 +1,8 @@
-"""Deployment handles: the only place that calls `.remote()`.
+"""Deployment handles: with `line.py` and `pictures.py`, the only place that calls `.remote()`.
 
-A request whose replica dies before it has answered anything is given to another one, once. Later than that
-the caller hears of it.
-
-Text goes by value over Serve's gRPC transport. Pictures go by reference through Ray's object store: the
-transport takes 4 MiB at most, and the array never passes through the ingress. Streamed tokens come over a
-connection of their own (`token_receiver.py`); the streaming call that asks for them says how they end.
+Text and small pictures go by value over Serve's gRPC transport, large pictures by reference through Ray's
+object store (`pictures.py`). Streamed tokens come over a connection of their own (`token_receiver.py`); the
+streaming call that asks for them says how they end.
 """
 
 from __future__ import annotations
@@ -13,44 +10,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.contracts.errors import AtelierError, Overloaded, Unavailable
-from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest, ImageSource
-from serve_app.graph.backends import PendingPicture, ReplicaLost
-from serve_app.graph.pace import Pace
+from deployments.contracts.errors import Unavailable
+from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, ImageRequest
+from serve_app.graph.line import Line, call, stream, translate
+from serve_app.graph.pictures import PreparedPicture, go_by_value, values
 from serve_app.graph.readiness import State
 from serve_app.graph.token_receiver import Pushing, Receiver
 
 BROADCAST_S = 5.0
 """How long every replica has to answer a call that goes to all."""
-
-
-class Line:
-    """What is known of the way to one deployment.
-
-    Args:
-        on_lost: called when a replica seems to have died.
-    """
-
-    def __init__(self, on_lost: Callable[[], None]) -> None:
-        self.lost = on_lost
-        self.pace = Pace()
-
-
-class PreprocessingHandle:
-    """Calls the `Preprocessing` deployment."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle.options(_by_reference=True)
-
-    def prepare(self, source: ImageSource) -> PendingPicture:
-        return self._handle.prepare.remote(source)
 
 
 class VisionLanguageHandle:
@@ -70,21 +45,30 @@ class VisionLanguageHandle:
         self._push_by_reference = Pushing(self._by_reference.options(stream=True).push_chat, receiver)
         self._line = Line(on_lost)
 
-    def _pick(self, pictures: Sequence[PendingPicture]) -> DeploymentHandle:
-        return self._by_reference if pictures else self._by_value
-
-    async def chat(self, request: ChatRequest, pictures: Sequence[PendingPicture]) -> bytes:
-        answer: bytes = await _call(self._pick(pictures).chat, (request, *pictures), self._line)
+    async def chat(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> bytes:
+        given = await values(pictures)
+        handle = self._by_value if go_by_value(given) else self._by_reference
+        answer: bytes = await call(handle.chat, (request, *given), self._line)
         return answer
 
     def stream_chat(
-        self, request: ChatRequest, pictures: Sequence[PendingPicture]
+        self, request: ChatRequest, pictures: Sequence[PreparedPicture]
     ) -> AsyncGenerator[list[bytes], None]:
-        method = self._push_by_reference if pictures else self._push_by_value
-        return _stream(method, (request, *pictures), self._line)
+        if not pictures:
+            return stream(self._push_by_value, (request,), self._line)
+        return self._stream_pictures(request, pictures)
+
+    async def _stream_pictures(
+        self, request: ChatRequest, pictures: Sequence[PreparedPicture]
+    ) -> AsyncGenerator[list[bytes], None]:
+        given = await values(pictures)
+        method = self._push_by_value if go_by_value(given) else self._push_by_reference
+        async with aclosing(stream(method, (request, *given), self._line)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def gpu_memory_gb(self) -> float:
-        used: float = await _call(self._by_value.gpu_memory_gb, (), self._line)
+        used: float = await call(self._by_value.gpu_memory_gb, (), self._line)
         return used
 
 
@@ -97,9 +81,10 @@ class ImageGeneratorHandle:
         self._line = Line(on_lost)
 
     def generate(
-        self, request: ImageRequest, pictures: Sequence[PendingPicture] = ()
+        self, request: ImageRequest, pictures: Sequence[PreparedPicture] = ()
     ) -> AsyncGenerator[ImageEvent, None]:
-        return _stream(self._one.generate, (request, *pictures), self._line)
+        given = [picture.reference() for picture in pictures]
+        return stream(self._one.generate, (request, *given), self._line)
 
     async def queue(self) -> ImageQueue:
         return merge(await _broadcast(self._all, "queue", (), self._line))
@@ -165,72 +150,6 @@ def merge(queues: Sequence[ImageQueue]) -> ImageQueue:
         average_seconds=sum(averages) / len(averages) if averages else None,
         memory_mb=sum(queue.memory_mb for queue in queues),
     )
-
-
-async def _call(method: Any, args: tuple[Any, ...], line: Line) -> Any:
-    """The result of a call, which is made again, once, if the replica dies under it."""
-    try:
-        with line.pace.request():
-            try:
-                return await method.remote(*args)
-            except RayActorError:
-                line.lost()
-                return await method.remote(*args)
-    except Exception as error:
-        raise translate(error, line) from error
-
-
-async def _stream(method: Any, args: tuple[Any, ...], line: Line) -> AsyncGenerator[Any, None]:
-    """Items of a streaming call, which is made again, once, if the replica dies before the first."""
-    started = finished = False
-    response = method.remote(*args)
-    try:
-        with line.pace.request():
-            while not finished:
-                try:
-                    async for item in response:
-                        started = True
-                        yield item
-                    finished = True
-                except RayActorError:
-                    if started:
-                        raise
-                    line.lost()
-                    started, response = True, method.remote(*args)
-    except Exception as error:
-        finished = True
-        raise translate(error, line) from error
-    finally:
-        if not finished:
-            # The reader stopped early (a client that went away): free the engine's slot now.
-            response.cancel()
-
-
-def translate(error: BaseException, line: Line) -> Exception:
-    """An exception out of a handle as a member of the error tree; an unknown one comes back as it is."""
-    known = _find(error)
-    if known is not None:
-        return known
-    if isinstance(error, BackPressureError):
-        wait = line.pace.drain_seconds()
-        return Overloaded(f"The queue is full. Try again in about {wait:.0f} seconds.", retry_after=wait)
-    if isinstance(error, RayError | DeploymentUnavailableError | RayServeException):
-        line.lost()
-        return ReplicaLost("The model's replica was lost while it worked on this request.", retry_after=2)
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
-
-
-def _find(error: BaseException | None) -> AtelierError | None:
-    # Ray wraps what a replica raised, more than once where one deployment's failed result feeds another.
-    # Its wrapper is an instance of the original's class too, but without its fields: the cause comes first.
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        cause = getattr(error, "cause", None) or error.__cause__
-        if isinstance(error, AtelierError) and not isinstance(error, RayError):
-            return error
-        error = cause
-    return None
 
 
 async def deployment_states(app_name: str) -> Mapping[str, State]:

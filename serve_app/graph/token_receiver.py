@@ -19,6 +19,8 @@ from deployments.contracts.errors import EngineFailed
 
 PAUSE_BYTES = 256 * 1024
 """What may wait for one slow client before its replica is asked to pause."""
+OUTRUN_S = 0.05
+"""How long an error waits for what was sent before it: the two come over different connections."""
 STRAY_S = 5.0
 """How long the last tokens may take after the call that asked for them has ended well."""
 
@@ -79,13 +81,13 @@ class Inlet:
         self._news = asyncio.Event()
         self._error: Exception | None = None
         self._brake: Callable[[bool], None] | None = None
-        self.ended = False
+        self.begun = self.ended = False
 
     def feed(self, chunks: list[bytes], end: bool = False) -> None:
         """Chunks have arrived."""
         self._chunks += chunks
         self._bytes += sum(map(len, chunks))
-        self.ended = self.ended or end
+        self.begun, self.ended = True, self.ended or end
         self._news.set()
 
     @property
@@ -177,6 +179,8 @@ class Pushed:
                 inlet.fail(EngineFailed("The connection to the model's replica broke."))
             inlet.feed([], end=True)
         except Exception as error:
+            if inlet.begun:
+                await asyncio.sleep(OUTRUN_S)
             inlet.fail(error)
 
     def cancel(self) -> None:

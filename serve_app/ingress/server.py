@@ -16,11 +16,11 @@ from serve_app.graph.catalog import Catalog
 from serve_app.graph.handles import (
     ImageGeneratorHandle,
     IngressPeers,
-    PreprocessingHandle,
     VisionLanguageHandle,
     deployment_states,
 )
 from serve_app.graph.operations import Operations
+from serve_app.graph.pictures import PreprocessingHandle
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.token_receiver import Receiver
 from serve_app.ingress.application import make_application
@@ -53,11 +53,10 @@ class Ingress:
             else:
                 images[model.id] = ImageGeneratorHandle(models[model.id], readiness.look_now)
         self._settings = settings.ingress
+        pictures = PreprocessingHandle(preprocessing, settings.ingress.picture_cache_mb * 2**20)
         peers = IngressPeers(partial(serve.get_deployment_handle, context.deployment, app_name))
         self._tally = Tally(peers.tallies)
-        self._operations = Operations(
-            Catalog(settings.models), readiness, PreprocessingHandle(preprocessing), chat, images, peers
-        )
+        self._operations = Operations(Catalog(settings.models), readiness, pictures, chat, images, peers)
 
     async def cancel_unanswered(self, name: str) -> bool:
         """Called by whichever replica a cancellation arrives at."""

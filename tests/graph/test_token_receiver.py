@@ -33,7 +33,13 @@ class Response:
 class Replica:
     """Sends as the shell of a model does."""
 
-    def __init__(self, items: Items, change: Callable[[Address], Address] = lambda address: address) -> None:
+    def __init__(
+        self,
+        items: Items,
+        change: Callable[[Address], Address] = lambda address: address,
+        spacing: float = 0,
+    ) -> None:
+        self._spacing = spacing
         self.senders = Senders()
         self.responses: list[Response] = []
         self._items = items
@@ -50,7 +56,7 @@ class Replica:
                 async for item in items:
                     yield item
                 return
-            with connection.outlet(address.stream) as outlet:
+            with connection.outlet(address.stream, lambda: self._spacing) as outlet:
                 async for item in items:
                     await outlet.send(item)
                 outlet.end()
@@ -84,6 +90,39 @@ async def test_many_streams_share_a_connection(receiver: Receiver) -> None:
     assert len(replica.senders._connections) == 1
     assert not receiver._inlets
     replica.senders.close()
+
+
+async def test_messages_keep_their_distance_but_for_the_first_token_and_the_end(receiver: Receiver) -> None:
+    inlet = await receiver.open()
+    connection = await Senders().connection(inlet.address)
+    assert connection is not None
+    with connection.outlet(inlet.address.stream, lambda: 0.05) as outlet:
+        for chunk in (b"role", b"first"):
+            await outlet.send([chunk])
+            assert await asyncio.wait_for(inlet.get(), 0.04) == [chunk]
+        for chunk in (b"a", b"b", b"c"):
+            await outlet.send([chunk])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(inlet.get(), 0.01)
+        assert await inlet.get() == [b"a", b"b", b"c"]
+        await outlet.send([b"last"])
+        outlet.end()
+        assert await asyncio.wait_for(inlet.get(), 0.04) == [b"last"]
+        assert await inlet.get() == []
+
+
+async def test_an_error_comes_after_what_was_held(receiver: Receiver) -> None:
+    async def items() -> AsyncGenerator[list[bytes], None]:
+        for chunk in (b"a", b"b", b"c", b"d"):
+            yield [chunk]
+        await asyncio.sleep(0.05)
+        raise EngineFailed("broke")
+
+    replica, said = Replica(items, spacing=0.5), b""
+    with pytest.raises(EngineFailed, match="broke"):
+        async for batch in Pushing(replica, receiver).remote():
+            said += b"".join(batch)
+    assert said == b"abcd"
 
 
 async def test_an_error_comes_after_what_was_sent(receiver: Receiver) -> None:

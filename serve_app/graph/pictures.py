@@ -1,0 +1,129 @@
+"""Pictures on their way from preprocessing to a model's replica.
+
+A small one travels by value over Serve's gRPC transport, through the ingress: for a hundred kilobytes, Ray's
+object store costs several times what the copies do. A large one stays in the object store, and only a
+reference passes here. The last small ones are remembered: in the next turn of a conversation they come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
+from deployments.engines.picture_cache import PictureCache
+from serve_app.graph.line import Line, call, translate
+
+TOGETHER_BYTES = 2 * SMALL_BYTES
+"""Pictures of one request that travel by value: the transport takes 4 MiB a message."""
+
+
+class PreprocessingHandle:
+    """Calls the `Preprocessing` deployment.
+
+    Args:
+        handle: of the deployment.
+        remember_bytes: for small pictures, in this process.
+    """
+
+    def __init__(self, handle: DeploymentHandle, remember_bytes: int) -> None:
+        self.by_value = handle.options(request_serialization="pickle", response_serialization="pickle")
+        self.by_reference = handle.options(_by_reference=True)
+        self.line = Line(on_lost=lambda: None)
+        self.known = PictureCache(remember_bytes)
+
+    def prepare(self, source: ImageSource) -> PreparedPicture:
+        return PreparedPicture(source, self)
+
+
+class PreparedPicture:
+    """One picture; preprocessing is asked for it when a replica wants it."""
+
+    def __init__(self, source: ImageSource, handle: PreprocessingHandle) -> None:
+        self._source = source
+        self._handle = handle
+        self._response: DeploymentResponse[Picture] | None = None
+
+    def reference(self) -> DeploymentResponse[Picture]:
+        """For a call by reference: Ray brings the picture to whoever is called."""
+        if self._response is None:
+            self._response = self._handle.by_reference.prepare.remote(self._source)
+        return self._response
+
+    async def value(self) -> Picture | DeploymentResponse[Picture]:
+        """The picture itself if it is small, else its reference.
+
+        Raises:
+            AtelierError: the image is refused, or preprocessing is not there.
+        """
+        small = len(_content(self._source)) <= SMALL_BYTES
+        key = _key(self._source) if small else await asyncio.to_thread(_key, self._source)
+        picture = self._handle.known.get(key) if key else None
+        if picture is not None:
+            return picture
+        picture = await (self._small() if small else self._large())
+        if picture is None:
+            return self.reference()
+        if key:
+            self._handle.known.put(key, picture)
+        return picture
+
+    async def _small(self) -> Picture | None:
+        """What a small file turns into, if that is small."""
+        handle = self._handle
+        picture: Picture | None = await call(handle.by_value.prepare_small, (self._source,), handle.line)
+        return picture
+
+    async def _large(self) -> Picture | None:
+        """What a large file turns into, if that is small; else it stays where it is."""
+        try:
+            try:
+                picture = await self.reference()
+            except RayActorError:
+                self._response = None
+                picture = await self.reference()
+        except Exception as error:
+            raise translate(error, self._handle.line) from error
+        if picture.pixels.nbytes > SMALL_BYTES:
+            return None
+        return replace(picture, pixels=picture.pixels.copy())  # out of Ray's memory, which a view would hold
+
+
+def _content(source: ImageSource) -> str | bytes:
+    return source.url or source.data or b""
+
+
+def _key(source: ImageSource) -> str | None:
+    """Names a file, what is wanted of it and whose it is; None for a URL, behind which anything may be."""
+    content = _content(source)
+    if isinstance(content, str):
+        if not content.startswith("data:"):
+            return None
+        content = content.encode("utf-8", "surrogatepass")
+    state = hashlib.sha256(repr(replace(source, url=None, data=None, param=None)).encode())
+    state.update(content)
+    return state.hexdigest()
+
+
+async def values(pictures: Sequence[PreparedPicture]) -> list[Any]:
+    """`value` of all, side by side."""
+    if len(pictures) == 1:
+        return [await pictures[0].value()]
+    asked = [asyncio.ensure_future(picture.value()) for picture in pictures]
+    try:
+        return await asyncio.gather(*asked)
+    finally:
+        for each in asked:
+            each.cancel()
+
+
+def go_by_value(pictures: Sequence[Any]) -> bool:
+    """Whether what `values` gave fits into one message of the transport."""
+    sizes = [picture.pixels.nbytes if isinstance(picture, Picture) else None for picture in pictures]
+    return None not in sizes and sum(size or 0 for size in sizes) <= TOGETHER_BYTES
