@@ -2,10 +2,13 @@
 
 Both servers are up at once and take turns, round by round, so that a neighbour's load hits both. The client
 for text is vLLM's own (`vllm bench serve`), 64 random tokens in, 64 out; pictures are sent by
-`benchmarks/pictures.py`. Prints a table of medians over the rounds and, last, one line of JSON with the
-ratios graph / vLLM.
+`benchmarks/pictures.py`. Prints a table of medians over the rounds and, last, one line of JSON with all
+ratios graph / other.
 
-    python -m benchmarks.graph_vs_vllm [--rounds 3] [--profile demo] [--eager] [--only text|pictures]
+    python -m benchmarks.graph_vs_vllm [--rounds 3] [--profile demo] [--eager] [--only text|pictures] [--ray]
+
+With --ray, `ray.serve.llm` takes part as well (see benchmarks/ray_serve_llm.py), and the JSON holds graph /
+ray.serve.llm too.
 
 The demo profile runs its model uncompiled to start soon. An engine that slow would hide what the graph costs,
 so it is compiled here, on both sides, unless --eager is given.
@@ -19,13 +22,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from benchmarks import pictures
-from benchmarks.servers import ENVIRONMENT, graph, vllm_serve
+from benchmarks.servers import ENVIRONMENT, graph, ray_serve_llm, vllm_serve
 from deployments.contracts.settings import ModelSettings
 from serve_app.settings import load_settings, profile_path
 
@@ -77,6 +81,7 @@ def main() -> None:
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--eager", action="store_true", help="as the profile says, without compiling")
     parser.add_argument("--only", choices=["text", "pictures"], help="half of it")
+    parser.add_argument("--ray", action="store_true", help="with ray.serve.llm")
     options = parser.parse_args()
     seen = Seen()
     with tempfile.TemporaryDirectory() as name:
@@ -84,8 +89,11 @@ def main() -> None:
         profile = profile if options.eager else compiled(profile, folder)
         models = load_settings(profile).models
         model = next(model for model in models if model.task == "vision_language")
-        with graph(str(profile), folder) as ours, vllm_serve(model, folder) as theirs:
-            urls = {"graph": ours, "vllm": theirs}
+        with ExitStack() as servers:
+            urls = {"graph": servers.enter_context(graph(str(profile), folder))}
+            urls["vllm serve"] = servers.enter_context(vllm_serve(model, folder))
+            if options.ray:
+                urls["ray.serve.llm"] = servers.enter_context(ray_serve_llm(str(profile), folder))
             for number in range(options.rounds):
                 if options.only != "pictures":
                     text_round(urls, model, folder, seen)
@@ -113,14 +121,18 @@ def picture_round(urls: dict[str, str], model: ModelSettings, number: int, seen:
 
 
 def report(seen: Seen) -> None:
-    """The table and the line of JSON."""
-    ratios = {}
+    """The table and the line of JSON: of each other server, graph / it."""
+    others = [who for who in next(iter(seen.values())) if who != "graph"]
+    ratios: dict[str, dict[str, float]] = {who: {} for who in others}
     width = max(map(len, seen))
-    print(f"{'':>{width}} {'graph':>9} {'vllm serve':>11} {'ratio':>7}")
+    print(" " * width + "".join(f"{title:>15}" for title in ("graph", *(f"{w}  ratio" for w in others))))
     for title, by in sorted(seen.items()):
-        ours, theirs = statistics.median(by["graph"]), statistics.median(by["vllm"])
-        ratios[title] = round(ours / theirs, 3)
-        print(f"{title:>{width}} {ours:9.2f} {theirs:11.2f} {ours / theirs:7.2f}")
+        middle = {who: statistics.median(values) for who, values in by.items()}
+        line = f"{title:>{width}} {middle['graph']:14.2f}"
+        for who in others:
+            ratios[who][title] = round(middle["graph"] / middle[who], 3)
+            line += f" {middle[who]:13.2f} {ratios[who][title]:6.2f}"
+        print(line)
     print(json.dumps(ratios))
 
 

@@ -70,6 +70,15 @@ def graph(profile: str, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
+def ray_serve_llm(profile: str, folder: Path) -> Iterator[str]:
+    """`ray.serve.llm` with the profile's language model; yields its URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "benchmarks.ray_serve_llm", profile, url.split(":")[-1]]
+    with running(command, f"{url}/v1/models", folder / "ray_llm.log", ENVIRONMENT):
+        yield url
+
+
+@contextmanager
 def vllm_serve(model: ModelSettings, folder: Path) -> Iterator[str]:
     """Plain `vllm serve` of the same checkpoint with the same engine arguments; yields its URL.
 

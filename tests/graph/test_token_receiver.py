@@ -118,11 +118,15 @@ async def test_an_error_comes_after_what_was_held(receiver: Receiver) -> None:
         await asyncio.sleep(0.05)
         raise EngineFailed("broke")
 
-    replica, said = Replica(items, spacing=0.5), b""
+    said: list[bytes] = []
+
+    async def listen() -> None:
+        async for batch in Pushing(Replica(items, spacing=0.5), receiver).remote():
+            said.extend(batch)
+
     with pytest.raises(EngineFailed, match="broke"):
-        async for batch in Pushing(replica, receiver).remote():
-            said += b"".join(batch)
-    assert said == b"abcd"
+        await listen()
+    assert said == [b"a", b"b", b"c", b"d"]
 
 
 async def test_an_error_comes_after_what_was_sent(receiver: Receiver) -> None:

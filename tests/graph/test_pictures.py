@@ -1,0 +1,123 @@
+"""How pictures travel from preprocessing to a replica; the deployment is a double."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import RayActorError
+
+from deployments.contracts.errors import InvalidImage, Unavailable
+from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
+from serve_app.graph.pictures import PreparedPicture, PreprocessingHandle, go_by_value, values
+
+SMALL = Picture(np.zeros((8, 8, 3), np.uint8), "small")
+LARGE = Picture(np.zeros((700, 700, 3), np.uint8), "large")
+URL = "data:image/png;base64,AAAA"
+LONG_URL = "data:image/png;base64," + "A" * SMALL_BYTES
+
+
+class Method:
+    def __init__(self, handle: Handle, name: str) -> None:
+        self._handle, self._name = handle, name
+
+    def remote(self, source: ImageSource) -> asyncio.Future[Any]:
+        self._handle.calls.append(self._name)
+        return asyncio.ensure_future(self._handle.answer(self._name))
+
+
+class Handle:
+    """Preprocessing that makes `picture` of everything, after as many failures as it is given."""
+
+    def __init__(self, picture: Picture = SMALL, *failures: Exception) -> None:
+        self.calls: list[str] = []
+        self._picture, self._failures = picture, list(failures)
+        self.prepare, self.prepare_small = Method(self, "prepare"), Method(self, "prepare_small")
+
+    def options(self, **_: Any) -> Handle:
+        return self
+
+    async def answer(self, name: str) -> Picture | None:
+        if self._failures:
+            raise self._failures.pop(0)
+        fits = name == "prepare" or self._picture.pixels.nbytes <= SMALL_BYTES
+        return self._picture if fits else None
+
+
+def preparing(handle: Handle, remember: int = 2**20) -> PreprocessingHandle:
+    return PreprocessingHandle(handle, remember)  # type: ignore[arg-type]
+
+
+def one(handle: Handle, source: ImageSource) -> PreparedPicture:
+    return preparing(handle).prepare(source)
+
+
+async def test_a_small_picture_comes_by_value_and_is_remembered() -> None:
+    handle = Handle()
+    to_prepare = preparing(handle)
+    for _ in range(3):
+        assert await to_prepare.prepare(ImageSource(url=URL, param="anywhere")).value() is SMALL
+    assert handle.calls == ["prepare_small"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"scope": "b"}, {"detail": "low"}, {"purpose": "paint"}, {"url": URL + "B"}]
+)
+async def test_what_is_remembered_is_no_other_picture(other: dict[str, Any]) -> None:
+    handle = Handle()
+    to_prepare = preparing(handle)
+    await to_prepare.prepare(ImageSource(url=URL, scope="a")).value()
+    await to_prepare.prepare(ImageSource(**{"url": URL, "scope": "a", **other})).value()
+    assert handle.calls == ["prepare_small"] * 2
+
+
+async def test_what_is_behind_a_url_may_have_changed() -> None:
+    handle = Handle()
+    to_prepare = preparing(handle)
+    for _ in range(2):
+        await to_prepare.prepare(ImageSource(url="https://example.com/a.png")).value()
+    assert len(handle.calls) == 2
+
+
+async def test_a_large_picture_goes_by_reference() -> None:
+    handle = Handle(LARGE)
+    picture = one(handle, ImageSource(url=URL))
+    given = await picture.value()
+    assert given is picture.reference()
+    assert handle.calls == ["prepare_small", "prepare"]
+    assert not go_by_value([given])
+
+
+async def test_a_large_file_goes_by_reference_and_its_small_picture_comes_by_value() -> None:
+    handle = Handle()
+    to_prepare = preparing(handle)
+    for _ in range(2):
+        given = await to_prepare.prepare(ImageSource(url=LONG_URL)).value()
+        assert isinstance(given, Picture)
+        assert given.digest == "small"
+    assert handle.calls == ["prepare"]
+
+
+@pytest.mark.parametrize("url", [URL, LONG_URL])
+async def test_a_lost_replica_costs_one_more_try(url: str) -> None:
+    assert isinstance(await one(Handle(SMALL, RayActorError()), ImageSource(url=url)).value(), Picture)
+    with pytest.raises(Unavailable):
+        await one(Handle(SMALL, RayActorError(), RayActorError()), ImageSource(url=url)).value()
+
+
+@pytest.mark.parametrize("url", [URL, LONG_URL])
+async def test_a_refused_image_is_refused_here_and_not_remembered(url: str) -> None:
+    handle = Handle(SMALL, InvalidImage("damaged", param="messages.0"))
+    to_prepare = preparing(handle)
+    with pytest.raises(InvalidImage, match="damaged"):
+        await values([to_prepare.prepare(ImageSource(url=url)), to_prepare.prepare(ImageSource(url=url))])
+    assert isinstance(await to_prepare.prepare(ImageSource(url=url)).value(), Picture)
+
+
+def test_many_small_pictures_are_too_much_for_one_message() -> None:
+    half = Picture(np.zeros((SMALL_BYTES // 2 // 3, 3), np.uint8), "half")
+    assert go_by_value([])
+    assert go_by_value([half] * 4)
+    assert not go_by_value([half] * 5)
