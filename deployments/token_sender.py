@@ -43,7 +43,7 @@ class Senders:
                 return None
             found = self._connections[key] = asyncio.ensure_future(self._connect(key, address.token))
         # Several requests may wait for it: one that is cancelled must not take it from the others.
-        return await asyncio.shield(found)
+        return found.result() if found.done() else await asyncio.shield(found)
 
     async def _connect(self, key: Key, token: bytes) -> Connection | None:
         loop = asyncio.get_running_loop()

@@ -25,7 +25,7 @@ CELL = PATCH * MERGE
 """Pixels per side of what one image token covers."""
 SIZES = [(128, 128)] * 20 + [(192, 192)] * 3 + [(192, 96), (96, 192)] * 2 + [*scenes.SOURCES]
 SHARES = {
-    "describe": 2.5,
+    "describe": 3.5,
     "detail": 3.0,
     "color": 1.5,
     "background": 0.15,
@@ -180,7 +180,7 @@ def turn(asked: str, answer: str) -> list[Piece]:
 def _ask(scene: scenes.Scene, rng: random.Random) -> tuple[list[Piece], float]:
     """A branch about a picture, and its weight."""
     lang = rng.choice(["en", "zh"])
-    if rng.random() < 0.02:
+    if rng.random() < 0.03:
         topic = rng.choice(PHRASES[lang]["talk"])
         said = rng.choice([wording for wording in topic["said"] if not chat.held_out(wording)])
         return turn(chat.vary(said, rng), topic["answer"]), 0.5

@@ -117,7 +117,7 @@ def place(spec: Spec, rng: random.Random, looseness: float = 1.0) -> list[Placed
     kind = spec["kind"]
     if kind == "one":
         fx, fy = POS.get(spec["pos"], (0.5, 0.5))
-        middle, most = {"small": (0.125, 0.015), "large": (0.39, 0.03), None: (0.25, 0.03)}[spec["size"]]
+        middle, most = {"small": (0.145, 0.01), "large": (0.39, 0.03), None: (0.25, 0.03)}[spec["size"]]
         if spec["pos"] and spec["size"] != "small":
             middle, most = 0.2, 0.02
         return [(spec["shape"], spec["color"], stray(fx, 0.035), stray(fy, 0.035), stray(middle, most))]

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from deployments.contracts.errors import ModelLoading, Unavailable
 from deployments.contracts.settings import ModelSettings
@@ -33,14 +33,15 @@ class _Record:
     since: float
     load_seconds: float
     state: State = "loading"
-    working: set[asyncio.Future[None]] = field(default_factory=set)
-    """One for each request under way, to be done when the model goes down."""
+    working: set[asyncio.Future[Any]] = field(default_factory=set)
+    """Requests under way, to be cancelled when the model goes down."""
 
     def change(self, state: State, now: float) -> None:
         self.state, self.since = state, now
-        for alarm in () if state in UP else self.working:
-            if not alarm.done():
-                alarm.set_result(None)
+        if state not in UP:
+            lost, self.working = self.working, set()
+            for work in lost:
+                work.cancel()
 
 
 class Readiness:
@@ -130,20 +131,19 @@ class Readiness:
         Raises:
             ModelLoading, Unavailable: the model went down; `work` has been cancelled.
         """
-        task = asyncio.ensure_future(work)
-        working = self._records[model.id].working
-        alarm = asyncio.get_running_loop().create_future()
-        working.add(alarm)
+        record, task = self._records[model.id], asyncio.ensure_future(work)
+        record.working.add(task)
         try:
-            await asyncio.wait({task, alarm}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                self.require(model)
             return await task
+        except asyncio.CancelledError:
+            if task in record.working:
+                raise  # the caller's own cancellation
+            self.require(model)
+            raise Unavailable(
+                "The model was lost and is back. Send the request again.", retry_after=1
+            ) from None
         finally:
-            working.discard(alarm)
-            task.cancel()
-            # A generator that is still running its cancellation cannot be closed by whoever holds it.
-            await asyncio.wait([task])
+            record.working.discard(task)
 
     def retry_after(self, model_id: str) -> float:
         """Seconds until the model should be ready.

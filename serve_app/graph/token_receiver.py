@@ -46,7 +46,8 @@ class Receiver:
         """A new stream."""
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._listen())
-        port = await asyncio.shield(self._starting)
+        starting = self._starting
+        port = starting.result() if starting.done() else await asyncio.shield(starting)
         stream = next(self._ids)
         inlet = self._inlets[stream] = Inlet(
             Address(self._host, port, self._token, stream), lambda: self._inlets.pop(stream, None)
