@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
+from deployments.contracts.settings import PreprocessingSettings
 from deployments.engines.picture_cache import PictureCache
 from serve_app.graph.line import Line, call, translate
 
@@ -29,10 +30,14 @@ class PreprocessingHandle:
 
     Args:
         handle: of the deployment.
+        settings: its settings, which bound what comes out of it.
         remember_bytes: for small pictures, in this process.
     """
 
-    def __init__(self, handle: DeploymentHandle, remember_bytes: int) -> None:
+    def __init__(
+        self, handle: DeploymentHandle, settings: PreprocessingSettings, remember_bytes: int
+    ) -> None:
+        self._settings = settings
         self.by_value = handle.options(request_serialization="pickle", response_serialization="pickle")
         self.by_reference = handle.options(_by_reference=True)
         self.line = Line(on_lost=lambda: None)
@@ -40,6 +45,11 @@ class PreprocessingHandle:
 
     def prepare(self, source: ImageSource) -> PreparedPicture:
         return PreparedPicture(source, self)
+
+    def surely_small(self, source: ImageSource) -> bool:
+        """Whether file and picture fit into a message, as far as can be told without decoding."""
+        pixels = 3 * self._settings.budget(source.detail)
+        return max(len(_content(source)), pixels) <= SMALL_BYTES
 
 
 class PreparedPicture:
@@ -62,11 +72,12 @@ class PreparedPicture:
         Raises:
             AtelierError: the image is refused, or preprocessing is not there.
         """
-        small = len(_content(self._source)) <= SMALL_BYTES
-        key = _key(self._source) if small else await asyncio.to_thread(_key, self._source)
+        brief = len(_content(self._source)) <= SMALL_BYTES
+        key = _key(self._source) if brief else await asyncio.to_thread(_key, self._source)
         picture = self._handle.known.get(key) if key else None
         if picture is not None:
             return picture
+        small = self._handle.surely_small(self._source)
         picture = await (self._small() if small else self._large())
         if picture is None:
             return self.reference()
@@ -75,13 +86,13 @@ class PreparedPicture:
         return picture
 
     async def _small(self) -> Picture | None:
-        """What a small file turns into, if that is small."""
+        """What a small file turns into; None if a narrow picture was enlarged beyond what is small."""
         handle = self._handle
         picture: Picture | None = await call(handle.by_value.prepare_small, (self._source,), handle.line)
         return picture
 
     async def _large(self) -> Picture | None:
-        """What a large file turns into, if that is small; else it stays where it is."""
+        """What may be large; None if it is, and it stays where it is."""
         try:
             try:
                 picture = await self.reference()

@@ -53,7 +53,9 @@ class Ingress:
             else:
                 images[model.id] = ImageGeneratorHandle(models[model.id], readiness.look_now)
         self._settings = settings.ingress
-        pictures = PreprocessingHandle(preprocessing, settings.ingress.picture_cache_mb * 2**20)
+        pictures = PreprocessingHandle(
+            preprocessing, settings.preprocessing, settings.ingress.picture_cache_mb * 2**20
+        )
         peers = IngressPeers(partial(serve.get_deployment_handle, context.deployment, app_name))
         self._tally = Tally(peers.tallies)
         self._operations = Operations(Catalog(settings.models), readiness, pictures, chat, images, peers)

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError
 
 from deployments.contracts.errors import InvalidImage, Unavailable
 from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
+from deployments.contracts.settings import PreprocessingSettings
 from serve_app.graph.pictures import PreparedPicture, PreprocessingHandle, go_by_value, values
 
 SMALL = Picture(np.zeros((8, 8, 3), np.uint8), "small")
@@ -46,8 +47,9 @@ class Handle:
         return self._picture if fits else None
 
 
-def preparing(handle: Handle, remember: int = 2**20) -> PreprocessingHandle:
-    return PreprocessingHandle(handle, remember)  # type: ignore[arg-type]
+def preparing(handle: Handle, max_pixels: int = 65_536) -> PreprocessingHandle:
+    settings = PreprocessingSettings(max_pixels=max_pixels)
+    return PreprocessingHandle(handle, settings, 2**20)  # type: ignore[arg-type]
 
 
 def one(handle: Handle, source: ImageSource) -> PreparedPicture:
@@ -88,6 +90,15 @@ async def test_a_large_picture_goes_by_reference() -> None:
     assert given is picture.reference()
     assert handle.calls == ["prepare_small", "prepare"]
     assert not go_by_value([given])
+
+
+async def test_where_pictures_may_be_large_none_is_prepared_twice() -> None:
+    handle = Handle(LARGE)
+    picture = preparing(handle, max_pixels=1_048_576).prepare(ImageSource(url=URL))
+    assert await picture.value() is picture.reference()
+    small = preparing(Handle(), max_pixels=1_048_576).prepare(ImageSource(url=URL))
+    assert isinstance(await small.value(), Picture)
+    assert handle.calls == ["prepare"]
 
 
 async def test_a_large_file_goes_by_reference_and_its_small_picture_comes_by_value() -> None:
