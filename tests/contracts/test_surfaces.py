@@ -123,7 +123,7 @@ async def test_a_picture_in_the_result_of_a_tool(engine: Any) -> None:
     if type(engine).__name__ == "FakeChatEngine":
         pytest.skip("the fake engine knows no tools")
     messages = [
-        {"role": "user", "content": "Describe the picture"},
+        {"role": "user", "content": "What color is the background?"},
         {"role": "assistant", "content": [use]},
         {"role": "user", "content": [result]},
     ]
@@ -134,7 +134,7 @@ async def test_a_picture_in_the_result_of_a_tool(engine: Any) -> None:
     assert text_of("messages", answers[0]) != text_of("messages", answers[1])
     call = {"type": "function_call", "call_id": "t1", "name": "look", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "t1", "output": [PICTURE]}
-    given = [{"role": "user", "content": "Describe the picture"}, call, output]
+    given = [{"role": "user", "content": "What color is the background?"}, call, output]
     said = await whole(engine, ask("responses", input=given), picture(255, 0, 0))
     assert text_of("responses", said)
 
