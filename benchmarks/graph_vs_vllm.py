@@ -125,7 +125,7 @@ def report(seen: Seen) -> None:
     others = [who for who in next(iter(seen.values())) if who != "graph"]
     ratios: dict[str, dict[str, float]] = {who: {} for who in others}
     width = max(map(len, seen))
-    print(" " * width + "".join(f"{title:>15}" for title in ("graph", *(f"{w}  ratio" for w in others))))
+    print(" " * width + f"{'graph':>15}" + "".join(f" {who:>13}  ratio" for who in others))
     for title, by in sorted(seen.items()):
         middle = {who: statistics.median(values) for who, values in by.items()}
         line = f"{title:>{width}} {middle['graph']:14.2f}"
