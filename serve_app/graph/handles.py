@@ -47,22 +47,23 @@ class VisionLanguageHandle:
 
     async def chat(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> bytes:
         given = await values(pictures)
-        handle = self._by_value if go_by_value(given) else self._by_reference
+        handle = self._by_value if go_by_value(request.body, given) else self._by_reference
         answer: bytes = await call(handle.chat, (request, *given), self._line)
         return answer
 
     def stream_chat(
         self, request: ChatRequest, pictures: Sequence[PreparedPicture]
     ) -> AsyncGenerator[list[bytes], None]:
-        if not pictures:
-            return stream(self._push_by_value, (request,), self._line)
-        return self._stream_pictures(request, pictures)
+        if pictures:
+            return self._stream_pictures(request, pictures)
+        method = self._push_by_value if go_by_value(request.body) else self._push_by_reference
+        return stream(method, (request,), self._line)
 
     async def _stream_pictures(
         self, request: ChatRequest, pictures: Sequence[PreparedPicture]
     ) -> AsyncGenerator[list[bytes], None]:
         given = await values(pictures)
-        method = self._push_by_value if go_by_value(given) else self._push_by_reference
+        method = self._push_by_value if go_by_value(request.body, given) else self._push_by_reference
         async with aclosing(stream(method, (request, *given), self._line)) as batches:
             async for batch in batches:
                 yield batch

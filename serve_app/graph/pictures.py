@@ -21,6 +21,8 @@ from deployments.contracts.settings import PreprocessingSettings
 from deployments.engines.picture_cache import PictureCache
 from serve_app.graph.line import Line, call, translate
 
+LONG = 2**18
+"""Characters and list items of a body from which on it goes by reference: up to a megabyte."""
 TOGETHER_BYTES = 2 * SMALL_BYTES
 """Pictures of one request that travel by value: the transport takes 4 MiB a message."""
 
@@ -134,7 +136,22 @@ async def values(pictures: Sequence[PreparedPicture]) -> list[Any]:
             each.cancel()
 
 
-def go_by_value(pictures: Sequence[Any]) -> bool:
-    """Whether what `values` gave fits into one message of the transport."""
+def go_by_value(body: dict[str, Any], pictures: Sequence[Any] = ()) -> bool:
+    """Whether a request's body and what `values` gave fit into one message of the transport."""
+    if _is_long(body):
+        return False
     sizes = [picture.pixels.nbytes if isinstance(picture, Picture) else None for picture in pictures]
     return None not in sizes and sum(size or 0 for size in sizes) <= TOGETHER_BYTES
+
+
+def _is_long(body: dict[str, Any]) -> bool:
+    left, inside = LONG, [body]
+    while inside and left >= 0:
+        item: Any = inside.pop()
+        if isinstance(item, str | list | tuple | dict):
+            left -= len(item)
+        if isinstance(item, dict):
+            inside.extend(item.values())
+        elif isinstance(item, list | tuple) and left >= 0:
+            inside.extend(item)
+    return left < 0

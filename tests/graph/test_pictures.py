@@ -89,7 +89,7 @@ async def test_a_large_picture_goes_by_reference() -> None:
     given = await picture.value()
     assert given is picture.reference()
     assert handle.calls == ["prepare_small", "prepare"]
-    assert not go_by_value([given])
+    assert not go_by_value({}, [given])
 
 
 async def test_where_pictures_may_be_large_none_is_prepared_twice() -> None:
@@ -129,6 +129,15 @@ async def test_a_refused_image_is_refused_here_and_not_remembered(url: str) -> N
 
 def test_many_small_pictures_are_too_much_for_one_message() -> None:
     half = Picture(np.zeros((SMALL_BYTES // 2 // 3, 3), np.uint8), "half")
-    assert go_by_value([])
-    assert go_by_value([half] * 4)
-    assert not go_by_value([half] * 5)
+    assert go_by_value({}, [half] * 4)
+    assert not go_by_value({}, [half] * 5)
+
+
+def test_a_long_text_is_too_much_for_one_message() -> None:
+    def body(content: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": content}]}
+
+    assert go_by_value(body("a" * 200_000))
+    assert not go_by_value(body("a" * 300_000))
+    assert not go_by_value(body([{"type": "text", "text": "a" * 1000}] * 300))
+    assert not go_by_value({"prompt": [1] * 300_000})
