@@ -28,6 +28,23 @@ it, at its own size. mask: only its alpha counts, 0 where the picture may be rep
 Detail = Literal["low", "auto", "high"]
 """How closely a language model looks at a picture: which pixel budget it is reduced to."""
 
+
+def holds_at_most(body: dict[str, Any], most: int) -> bool:
+    """Whether a body has no more than so many characters and items, all of it together."""
+    inside: list[Any] = [body]
+    while inside:
+        item = inside.pop()
+        if isinstance(item, str | list | tuple | dict):
+            most -= len(item)
+            if most < 0:
+                return False
+        if isinstance(item, dict):
+            inside.extend(item.values())
+        elif isinstance(item, list | tuple):
+            inside.extend(item)
+    return True
+
+
 SMALL_BYTES = 2**20
 """Files and pictures up to this travel by value between deployments."""
 

@@ -20,6 +20,7 @@ OWNED = {
     "allowed-local-media-path": "the engine never reads files that a request names",
     "allowed-media-domains": "the engine never fetches; preprocessing does",
     "trust-request-chat-template": "requests never bring their own chat template",
+    "disable-log-stats": "no statistics are kept: only the HTTP server of vLLM would show them",
     "trust-request-mm-kwargs": "requests never configure image processing",
 }
 """Arguments that follow from elsewhere, and from where."""

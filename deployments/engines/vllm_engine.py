@@ -17,12 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from deployments.contracts.errors import AtelierError, EngineFailed, ModelLoading
-from deployments.contracts.messages import ChatRequest, Picture
+from deployments.contracts.messages import ChatRequest, Picture, holds_at_most
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.chunk_size import ChunkSize
 from deployments.engines.orphans import OrphanGuard
 from deployments.engines.vllm_arguments import prepare_environment, serve_arguments
-from deployments.engines.vllm_rendering import is_short, render_short_inline, short
+from deployments.engines.vllm_rendering import SHORT, render_short_inline, short
 from deployments.engines.vllm_requests import (
     BROKEN,
     from_exception,
@@ -166,7 +166,8 @@ class VllmEngine:
         serving = getattr(self._state, surface.serving)
         # All that vLLM asks of an HTTP request: where messages take their id from.
         http = SimpleNamespace(headers={"X-Request-Id": request.request_id}, state=SimpleNamespace())
-        shown_before, short_before = shown.set(pictures), short.set(is_short(request.body))
+        brief = holds_at_most(request.body, SHORT)
+        shown_before, short_before = shown.set(pictures), short.set(brief)
         try:
             response = await getattr(serving, surface.method)(translated, http)
         except Exception as error:

@@ -19,7 +19,7 @@ PendingPicture = Any
 
 class Preprocessor(Protocol):
     def prepare(self, source: ImageSource) -> PendingPicture:
-        """Start preparing an image; returns at once. A bad image surfaces where the picture is used."""
+        """The image as a picture to come; returns at once. A bad image surfaces where the picture is used."""
 
 
 class ChatBackend(Protocol):

@@ -54,19 +54,18 @@ class VisionLanguageHandle:
     def stream_chat(
         self, request: ChatRequest, pictures: Sequence[PreparedPicture]
     ) -> AsyncGenerator[list[bytes], None]:
-        if pictures:
-            return self._stream_pictures(request, pictures)
-        method = self._push_by_value if go_by_value(request.body) else self._push_by_reference
-        return stream(method, (request,), self._line)
+        return self._stream_pictures(request, pictures) if pictures else self._push(request, ())
 
     async def _stream_pictures(
         self, request: ChatRequest, pictures: Sequence[PreparedPicture]
     ) -> AsyncGenerator[list[bytes], None]:
-        given = await values(pictures)
-        method = self._push_by_value if go_by_value(request.body, given) else self._push_by_reference
-        async with aclosing(stream(method, (request, *given), self._line)) as batches:
+        async with aclosing(self._push(request, await values(pictures))) as batches:
             async for batch in batches:
                 yield batch
+
+    def _push(self, request: ChatRequest, given: Sequence[Any]) -> AsyncGenerator[list[bytes], None]:
+        method = self._push_by_value if go_by_value(request.body, given) else self._push_by_reference
+        return stream(method, (request, *given), self._line)
 
     async def gpu_memory_gb(self) -> float:
         used: float = await call(self._by_value.gpu_memory_gb, (), self._line)

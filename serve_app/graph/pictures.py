@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
+from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture, holds_at_most
 from deployments.contracts.settings import PreprocessingSettings
 from deployments.engines.picture_cache import PictureCache
-from serve_app.graph.line import Line, call, translate
+from serve_app.graph.line import Line, call
 
 LONG = 2**18
 """Characters and list items of a body from which on it goes by reference: up to a megabyte."""
@@ -62,11 +61,14 @@ class PreparedPicture:
         self._handle = handle
         self._response: DeploymentResponse[Picture] | None = None
 
+    def remote(self) -> DeploymentResponse[Picture]:
+        """Ask preprocessing for it, by reference."""
+        self._response = self._handle.by_reference.prepare.remote(self._source)
+        return self._response
+
     def reference(self) -> DeploymentResponse[Picture]:
         """For a call by reference: Ray brings the picture to whoever is called."""
-        if self._response is None:
-            self._response = self._handle.by_reference.prepare.remote(self._source)
-        return self._response
+        return self.remote() if self._response is None else self._response
 
     async def value(self) -> Picture | DeploymentResponse[Picture]:
         """The picture itself if it is small, else its reference.
@@ -95,14 +97,7 @@ class PreparedPicture:
 
     async def _large(self) -> Picture | None:
         """What may be large; None if it is, and it stays where it is."""
-        try:
-            try:
-                picture = await self.reference()
-            except RayActorError:
-                self._response = None
-                picture = await self.reference()
-        except Exception as error:
-            raise translate(error, self._handle.line) from error
+        picture: Picture = await call(self, (), self._handle.line)
         if picture.pixels.nbytes > SMALL_BYTES:
             return None
         return replace(picture, pixels=picture.pixels.copy())  # out of Ray's memory, which a view would hold
@@ -138,20 +133,7 @@ async def values(pictures: Sequence[PreparedPicture]) -> list[Any]:
 
 def go_by_value(body: dict[str, Any], pictures: Sequence[Any] = ()) -> bool:
     """Whether a request's body and what `values` gave fit into one message of the transport."""
-    if _is_long(body):
+    if not holds_at_most(body, LONG):
         return False
     sizes = [picture.pixels.nbytes if isinstance(picture, Picture) else None for picture in pictures]
     return None not in sizes and sum(size or 0 for size in sizes) <= TOGETHER_BYTES
-
-
-def _is_long(body: dict[str, Any]) -> bool:
-    left, inside = LONG, [body]
-    while inside and left >= 0:
-        item: Any = inside.pop()
-        if isinstance(item, str | list | tuple | dict):
-            left -= len(item)
-        if isinstance(item, dict):
-            inside.extend(item.values())
-        elif isinstance(item, list | tuple) and left >= 0:
-            inside.extend(item)
-    return left < 0

@@ -1,4 +1,4 @@
-"""Which prompts are made without a thread."""
+"""Where the prompt of a short request is made."""
 
 from __future__ import annotations
 
@@ -7,22 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deployments.engines.vllm_rendering import SHORT_BYTES, ShortInline, is_short, short
-
-LONG = "a" * SHORT_BYTES
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ({"messages": [{"role": "user", "content": "hi"}]}, True),
-        ({"messages": [{"role": "user", "content": LONG}]}, False),
-        ({"messages": [], "chat_template": "{% for i in range(10**9) %}{% endfor %}"}, False),
-        ({"messages": [object()]}, False),
-    ],
-)
-def test_short_is_what_renders_in_no_time(body: dict[str, object], expected: bool) -> None:
-    assert is_short(body) is expected
+from deployments.engines.vllm_rendering import ShortInline, short
 
 
 def test_only_short_work_is_done_at_once() -> None:

@@ -141,3 +141,4 @@ def test_a_long_text_is_too_much_for_one_message() -> None:
     assert not go_by_value(body("a" * 300_000))
     assert not go_by_value(body([{"type": "text", "text": "a" * 1000}] * 300))
     assert not go_by_value({"prompt": [1] * 300_000})
+    assert go_by_value({"prompt": [1] * 200_000})
