@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deployments.contracts.channel import Address, Frames, Part, brake_of, frame
+from deployments.contracts.channel import Address, Frames, Part, frame, word_of
 from deployments.contracts.errors import EngineFailed
+from deployments.head_start import HeadStarts
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,14 @@ Key = tuple[str, int]
 
 
 class Senders:
-    """One connection to each ingress replica that has asked for a stream."""
+    """One connection to each ingress replica that has asked for a stream.
 
-    def __init__(self) -> None:
+    Args:
+        head_starts: for the requests that come over one connection.
+    """
+
+    def __init__(self, head_starts: Callable[[], HeadStarts]) -> None:
+        self._head_starts = head_starts
         self._connections: dict[Key, asyncio.Future[Connection | None]] = {}
         self._unreachable: dict[Key, float] = {}
 
@@ -48,7 +54,9 @@ class Senders:
     async def _connect(self, key: Key, token: bytes) -> Connection | None:
         loop = asyncio.get_running_loop()
         try:
-            making = loop.create_connection(lambda: Connection(lambda: self._forget(key)), *key)
+            making = loop.create_connection(
+                lambda: Connection(lambda: self._forget(key), self._head_starts()), *key
+            )
             _, connection = await asyncio.wait_for(making, CONNECT_S)
         except (OSError, TimeoutError) as error:
             logger.warning("cannot reach the ingress at %s:%d: tokens go through Ray (%s)", *key, error)
@@ -74,10 +82,12 @@ class Connection(asyncio.Protocol):
 
     Args:
         on_lost: called once, when the connection is gone.
+        head_starts: takes the requests that come over it.
     """
 
-    def __init__(self, on_lost: Callable[[], None]) -> None:
+    def __init__(self, on_lost: Callable[[], None], head_starts: HeadStarts) -> None:
         self._on_lost = on_lost
+        self.head_starts = head_starts
         self._frames = Frames()
         self._parts: list[Part] = []
         self._outlets: dict[int, Outlet] = {}
@@ -132,9 +142,16 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for payload in self._frames.feed(data):
-            stream, paused = brake_of(payload)
-            if outlet := self._outlets.get(stream):
-                outlet.open.clear() if paused else outlet.open.set()
+            try:
+                stream, word = word_of(payload)
+            except RecursionError:
+                continue  # a body nested too deeply to be sent ahead; its call will say so
+            outlet = self._outlets.get(stream)
+            if not isinstance(word, bool):
+                if outlet is None:  # else its call was faster
+                    self.head_starts.begin(stream, word)
+            elif outlet is not None:
+                outlet.open.clear() if word else outlet.open.set()
 
     def pause_writing(self) -> None:
         self.room.clear()
@@ -147,6 +164,7 @@ class Connection(asyncio.Protocol):
         self.room.set()
         for outlet in self._outlets.values():
             outlet.open.set()
+        self.head_starts.close()
         self._on_lost()
 
 

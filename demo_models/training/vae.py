@@ -83,12 +83,20 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return vae.decoder(vae.post_quant_conv(latents.unsqueeze(2)))[:, :, 0]
 
 
-def pictures(rng: random.Random, count: int, width: int, height: int, jitter: int = 10) -> Tensor:
-    """Random pictures, (n, 3, h, w) in [-1, 1], of every place and size that shapes world knows."""
-    drawn = [
-        world.render(world.sample_train(rng), width, height, rng, jitter, looseness=rng.choice([0.3, 1, 1.5]))
-        for _ in range(count)
-    ]
+def pictures(
+    rng: random.Random, count: int, width: int, height: int, jitter: int = 10, small: float = 0.0
+) -> Tensor:
+    """Random pictures, (n, 3, h, w) in [-1, 1], of every place and size that shapes world knows.
+
+    Args:
+        small: the share of them that show one small object.
+    """
+    drawn = []
+    for _ in range(count):
+        spec, wanted = world.sample_train(rng), rng.random() < small
+        while wanted and spec.get("size") != "small":
+            spec = world.sample_train(rng)
+        drawn.append(world.render(spec, width, height, rng, jitter, looseness=rng.choice([0.3, 1, 1.5])))
     stack = np.stack([np.asarray(image) for image, _ in drawn])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -125,6 +133,14 @@ class Spread(torch.nn.Module):
         return (latents - self.mean) / self.deviation
 
 
+def near_objects(pixels: Tensor) -> Tensor:
+    """Weights, (n, 1, h, w): objects and what is within five pixels of them weigh as much as all the rest."""
+    differs = (pixels - pixels[..., :1, :1]).abs().amax(1, keepdim=True) > 0.1
+    near = torch.nn.functional.max_pool2d(differs.float(), 11, 1, 5)
+    share = near.mean((1, 2, 3), keepdim=True).clamp(0.02, 0.98)
+    return torch.where(near > 0, 0.5 / share, 0.5 / (1 - share))
+
+
 def loss_of(vae: Any, spread: Spread, pixels: Tensor, figures: common.Mean) -> Tensor:
     """How badly pictures come back through noisy latents."""
     with common.autocast():
@@ -140,8 +156,10 @@ def loss_of(vae: Any, spread: Spread, pixels: Tensor, figures: common.Mean) -> T
         figures.add(clean=clean.pow(2).mean().item())
     figures.add(mse=error.detach().pow(2).mean().item(), size=latents.detach().pow(2).mean().item())
     # The last term keeps latents from growing, which would be a way around the noise.
-    edges = across.abs().mean() + down.abs().mean()
-    return error.abs().mean() + error.pow(2).mean() + 0.25 * edges + 0.01 * latents.pow(2).mean()
+    weight = near_objects(pixels)
+    edges = (across.abs() * weight[..., 1:]).mean() + (down.abs() * weight[..., 1:, :]).mean()
+    off = ((error.abs() + error.pow(2)) * weight).mean()
+    return off + 0.25 * edges + 0.01 * latents.pow(2).mean()
 
 
 def finish(vae: Any, rng: random.Random) -> None:
@@ -185,7 +203,7 @@ def train(options: argparse.Namespace) -> None:
             common.set_rate(optimizer, schedule.step())
             small = schedule.done < 0.6 and not options.init
             width, height = rng.choice([(64, 64), (64, 64), (96, 96)] if small else world.SIZES)
-            pixels = pictures(rng, 16 if width == 64 else 8, width, height)
+            pixels = pictures(rng, 16 if width == 64 else 8, width, height, small=0.7 if options.init else 0)
             loss = loss_of(vae, spread, pixels.to(device, memory_format=torch.channels_last), figures)
             optimizer.zero_grad()
             loss.backward()

@@ -3,7 +3,7 @@
 One connection per pair, for all their streams. The replica dials the address that came with the request and
 shows the token that came with it. From then on both send frames: a length, then MessagePack. The replica puts
 what one step of its engine gave all streams into one frame; the ingress asks it to pause a stream that is
-read too slowly.
+read too slowly, and sends a lone request ahead of the call that asks for it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from deployments.contracts.messages import ChatRequest
+
 TOKEN_BYTES = 32
 
 Part = tuple[int, list[bytes], bool]
 """Stream, its next chunks, and whether it ends with them."""
-Brake = tuple[int, bool]
-"""Stream, and whether to pause it."""
+Word = tuple[int, bool | ChatRequest]
+"""Stream, and whether to pause it, or the request that it will be asked for with."""
 
 _LENGTH = struct.Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
 parts_of = msgspec.msgpack.Decoder(list[Part]).decode
-brake_of = msgspec.msgpack.Decoder(Brake).decode
+word_of = msgspec.msgpack.Decoder(Word).decode
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,12 @@ class Address:
     stream: int
 
 
-def frame(payload: list[Part] | Brake) -> bytes:
-    """One frame."""
+def frame(payload: list[Part] | Word) -> bytes:
+    """One frame.
+
+    Raises:
+        ValueError, OverflowError, RecursionError: MessagePack has no form for a request's body.
+    """
     data = _encode(payload)
     return _LENGTH.pack(len(data)) + data
 

@@ -7,6 +7,7 @@ cancellation, and says how the stream ended.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import itertools
 import secrets
@@ -16,6 +17,7 @@ from typing import Any
 
 from deployments.contracts.channel import TOKEN_BYTES, Address, Frames, frame, parts_of
 from deployments.contracts.errors import EngineFailed
+from deployments.contracts.messages import ChatRequest, holds_at_most
 
 PAUSE_BYTES = 256 * 1024
 """What may wait for one slow client before its replica is asked to pause."""
@@ -23,6 +25,8 @@ OUTRUN_S = 0.05
 """How long an error waits for what was sent before it: the two come over different connections."""
 STRAY_S = 5.0
 """How long the last tokens may take after the call that asked for them has ended well."""
+AHEAD = 2**13
+"""Characters and list items of a request that is sent ahead: of a longer one, the way is a smaller part."""
 
 
 class Receiver:
@@ -42,15 +46,15 @@ class Receiver:
         self.relays: set[asyncio.Task[None]] = set()
         """They may outlive the readers of their streams by a moment."""
 
-    async def open(self) -> Inlet:
-        """A new stream."""
+    async def open(self, ways: Ways) -> Inlet:
+        """A new stream, of the deployment that these ways lead to."""
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._listen())
         starting = self._starting
         port = starting.result() if starting.done() else await asyncio.shield(starting)
         stream = next(self._ids)
         inlet = self._inlets[stream] = Inlet(
-            Address(self._host, port, self._token, stream), lambda: self._inlets.pop(stream, None)
+            Address(self._host, port, self._token, stream), ways, lambda: self._inlets.pop(stream, None)
         )
         return inlet
 
@@ -66,16 +70,37 @@ class Receiver:
             self._server.close()
 
 
+class Ways:
+    """The connections of one deployment's replicas, as far as its streams came over them."""
+
+    def __init__(self) -> None:
+        self._connections: set[_Connection] = set()
+        self.open_streams = 0
+
+    def add(self, connection: _Connection) -> None:
+        self._connections.add(connection)
+
+    def send_ahead(self, stream: int, request: ChatRequest) -> None:
+        """Let a replica begin, if there is but one to choose, and nothing else to do for this ingress."""
+        self._connections = {each for each in self._connections if each.open}
+        if len(self._connections) == 1 == self.open_streams and holds_at_most(request.body, AHEAD):
+            # A body that does not fit into MessagePack has time.
+            with contextlib.suppress(ValueError, OverflowError, RecursionError):
+                next(iter(self._connections)).tell(stream, request)
+
+
 class Inlet:
     """What has arrived of one stream: from its connection, or handed in by whoever reads Ray's stream.
 
     Args:
         address: goes to the replica with the request.
+        ways: hear by which connection it came.
         on_close: called once by `close`.
     """
 
-    def __init__(self, address: Address, on_close: Callable[[], object]) -> None:
+    def __init__(self, address: Address, ways: Ways, on_close: Callable[[], object]) -> None:
         self.address = address
+        self.ways = ways
         self._on_close = on_close
         self._chunks: list[bytes] = []
         self._bytes = 0
@@ -133,32 +158,37 @@ class Pushing:
     """A deployment's streaming method that sends its items to an address, as one that yields them.
 
     Args:
-        method: takes the address first. Yields one empty list after it has sent everything, or, if it could
-            not connect, the items.
+        method: takes the address first. Yields nothing, or, if it could not connect, the items.
         receiver: gives the address.
     """
 
     def __init__(self, method: Any, receiver: Receiver) -> None:
         self._method = method
         self._receiver = receiver
+        self._ways = Ways()
 
     def remote(self, *args: Any) -> Pushed:
-        return Pushed(self._method, args, self._receiver)
+        return Pushed(self._method, args, self._receiver, self._ways)
 
 
 class Pushed:
     """The stream of one call; read and cancelled like Ray's own."""
 
-    def __init__(self, method: Any, args: tuple[Any, ...], receiver: Receiver) -> None:
+    def __init__(self, method: Any, args: tuple[Any, ...], receiver: Receiver, ways: Ways) -> None:
         self._method = method
         self._args = args
         self._receiver = receiver
+        self._ways = ways
         self._relaying: asyncio.Task[None] | None = None
         self._response: Any = None
 
     async def __aiter__(self) -> AsyncGenerator[list[bytes], None]:
-        inlet = await self._receiver.open()
+        inlet = await self._receiver.open(self._ways)
+        self._ways.open_streams += 1
         try:
+            match self._args:
+                case [ChatRequest() as request]:
+                    self._ways.send_ahead(inlet.address.stream, request)
             self._response = self._method.remote(inlet.address, *self._args)
             self._relaying = asyncio.create_task(self._relay(inlet))
             self._receiver.relays.add(self._relaying)
@@ -166,14 +196,15 @@ class Pushed:
             while batch := await inlet.get():
                 yield batch
         finally:
+            self._ways.open_streams -= 1
             inlet.close()
 
     async def _relay(self, inlet: Inlet) -> None:
         """Hear how the call ends; what its replica could not send to the address comes here as well."""
-        pushed = False
+        pushed = True
         try:
             async for batch in self._response:
-                pushed = not batch
+                pushed = False
                 inlet.feed(batch)
             if pushed and not inlet.ended:
                 await asyncio.sleep(STRAY_S)
@@ -215,13 +246,20 @@ class _Connection(asyncio.Protocol):
         for payload in self._frames.feed(data):
             for stream, chunks, end in parts_of(payload):
                 if inlet := self._inlets.get(stream):
+                    if not inlet.begun:
+                        inlet.ways.add(self)
                     inlet.feed(chunks, end)
                     if inlet.overfull:
-                        inlet.pause(partial(self._brake, stream))
+                        inlet.pause(partial(self.tell, stream))
 
-    def _brake(self, stream: int, paused: bool) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame((stream, paused)))
+    @property
+    def open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def tell(self, stream: int, word: bool | ChatRequest) -> None:
+        """Raises what `frame` does."""
+        if self._transport is not None and self.open:
+            self._transport.write(frame((stream, word)))
 
     def _close(self) -> None:
         if self._transport is not None:

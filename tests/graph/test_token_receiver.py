@@ -10,10 +10,20 @@ import pytest
 
 from deployments.contracts.channel import Address
 from deployments.contracts.errors import EngineFailed
+from deployments.contracts.messages import ChatRequest
+from deployments.head_start import HeadStarts
 from deployments.token_sender import Senders
-from serve_app.graph.token_receiver import PAUSE_BYTES, Pushed, Pushing, Receiver
+from serve_app.graph.token_receiver import PAUSE_BYTES, Pushed, Pushing, Receiver, Ways
 
 Items = Callable[[], AsyncGenerator[list[bytes], None]]
+
+
+def unexpected(request: ChatRequest) -> AsyncGenerator[bytes, None]:
+    raise AssertionError("only a ChatRequest is sent ahead")
+
+
+def senders() -> Senders:
+    return Senders(lambda: HeadStarts(unexpected))
 
 
 class Response:
@@ -40,7 +50,7 @@ class Replica:
         spacing: float = 0,
     ) -> None:
         self._spacing = spacing
-        self.senders = Senders()
+        self.senders = senders()
         self.responses: list[Response] = []
         self._items = items
         self._change = change
@@ -60,7 +70,6 @@ class Replica:
                 async for item in items:
                     await outlet.send(item)
                 outlet.end()
-        yield []
 
 
 @pytest.fixture
@@ -93,8 +102,8 @@ async def test_many_streams_share_a_connection(receiver: Receiver) -> None:
 
 
 async def test_messages_keep_their_distance_but_for_the_first_token_and_the_end(receiver: Receiver) -> None:
-    inlet = await receiver.open()
-    connection = await Senders().connection(inlet.address)
+    inlet = await receiver.open(Ways())
+    connection = await senders().connection(inlet.address)
     assert connection is not None
     with connection.outlet(inlet.address.stream, lambda: 0.05) as outlet:
         for chunk in (b"role", b"first"):
@@ -161,9 +170,9 @@ async def test_who_cannot_connect_sends_through_ray(receiver: Receiver, unused_t
 
 
 async def test_a_wrong_token_reaches_nobody(receiver: Receiver) -> None:
-    inlet = await receiver.open()
+    inlet = await receiver.open(Ways())
     wrong = Address(inlet.address.host, inlet.address.port, b"x" * 32, inlet.address.stream)
-    connection = await Senders().connection(wrong)
+    connection = await senders().connection(wrong)
     assert connection is not None
     with connection.outlet(wrong.stream) as outlet:
         while not connection.lost:
