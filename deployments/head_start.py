@@ -73,7 +73,7 @@ async def _resumed(chunks: Chunks, first: asyncio.Task[bytes | None]) -> Chunks:
 
 async def _end(chunks: Chunks, first: asyncio.Task[bytes | None]) -> None:
     first.cancel()
-    # A generator cannot be closed while it runs. Its error was for a call that did not come, or has reached it.
+    # A generator cannot be closed while it runs. Its error was for the call, which has it or did not come.
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await first
     await chunks.aclose()

@@ -58,6 +58,10 @@ class Replica:
         made._engine = engine
         made.make_senders()
 
+    def close(self) -> None:
+        self.shell._senders.close()
+        self.shell._engine = None  # nothing of it is to be closed
+
     def remote(self, *args: Any) -> Response:
         return Response(self._call(*args))
 
@@ -88,7 +92,7 @@ async def start() -> AsyncGenerator[Start, None]:
 
     yield make
     for replica in replicas:
-        replica.shell._senders.close()
+        replica.close()
     receiver.close()
 
 
@@ -164,7 +168,7 @@ async def test_only_to_a_replica_that_must_be_the_one(start: Start) -> None:
     first.engine.log.clear()
     assert await read(pushing) == b"abc"  # both are known now
     assert (first.engine.log, second.engine.log) == ([], ["call", "begin", "end"] * 2)
-    second.shell._senders.close()
+    second.close()
 
 
 @pytest.mark.parametrize("body", [{"text": "x" * AHEAD}, {"seed": 2**70}, {"text": "\ud800"}])
