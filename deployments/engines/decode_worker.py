@@ -21,7 +21,7 @@ from deployments.contracts.errors import AtelierError
 from deployments.engines.image_files import Wanted, decode_file
 
 YIELDING = 5
-"""Added to the process's niceness. Where an engine shares the machine, the pictures that are further on go first:
+"""Added to the process's niceness. Where an engine shares the machine, pictures that are further on go first:
 of sixteen that come together, the engine gets one sooner, and 5% more are answered in a second."""
 MESSAGE = 65_536
 """Bytes of a message at most. Pixels do not travel in messages but in memory that both sides hold."""
