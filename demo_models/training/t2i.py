@@ -39,12 +39,12 @@ NEGATIVE = [
     "低质量，模糊",
 ]
 LOOSENESS = 0.15
-SHARES = [0.36, 0.18, 0.18, 0.14, 0.14]
+SHARES = [0.22, 0.25, 0.25, 0.14, 0.14]
 """How often each of `world.SIZES` is trained on."""
-OBJECTS = 3.0
+OBJECTS = 5.0
 """Weight of a token with some of an object in it in the denoising loss; a token of background has 1."""
 HARD = {"circle", "hexagon", "star"}
-"""Shapes that come out as one another for longest: with small objects, they are drawn more often."""
+"""Shapes that come out as one another for longest."""
 WEIGHTS = {"place": 0.05, "ground": 0.1, "color": 0.1, "shape": 0.2, "covered": 0.4}
 STEPS, GUIDANCE = 8, 3.0
 """Of the pictures that are judged on the way."""
@@ -79,9 +79,11 @@ def train_text(encoder: Any, tokenizer: Any, minutes: float, log: common.Log, ra
 
 # ---------------------------------------------------------------- pictures
 def sample(rng: random.Random) -> world.Spec:
-    """A spec to train on: one in three is drawn until it is a hard one."""
-    spec, hard = world.sample_train(rng), rng.random() < 1 / 3
-    while hard and not (spec.get("size") == "small" or HARD & set(shapes(spec))):
+    """A spec to train on: one in four shows something small, and one in four a hard shape."""
+    spec, chance = world.sample_train(rng), rng.random()
+    while (chance < 0.25 and spec.get("size") != "small") or (
+        0.25 <= chance < 0.5 and not HARD & set(shapes(spec))
+    ):
         spec = world.sample_train(rng)
     return spec
 

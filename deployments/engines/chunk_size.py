@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SPACING_S = 0.0015
+SPACING_S = 0.0025
 """What one more open stream adds to the time between two chunks of each."""
 SPACING_MAX_S = 0.04
 """No client sees its text in larger steps for this."""
