@@ -7,8 +7,9 @@ ratios graph / other.
 
     python -m benchmarks.graph_vs_vllm [--rounds 3] [--profile demo] [--eager] [--only text|pictures] [--ray]
 
-With --ray, `ray.serve.llm` takes part as well (see benchmarks/ray_serve_llm.py), and the JSON holds graph /
-ray.serve.llm too.
+With --ray [MS], the same is done with `ray.serve.llm` afterwards (see benchmarks/ray_serve_llm.py), which collects
+tokens for MS milliseconds, by default for its own 50; never are more than two servers up, since idle ones
+take time from all.
 
 The demo profile runs its model uncompiled to start soon. An engine that slow would hide what the graph costs,
 so it is compiled here, on both sides, unless --eager is given.
@@ -22,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +81,34 @@ def main() -> None:
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--eager", action="store_true", help="as the profile says, without compiling")
     parser.add_argument("--only", choices=["text", "pictures"], help="half of it")
-    parser.add_argument("--ray", action="store_true", help="with ray.serve.llm")
+    parser.add_argument("--ray", type=int, nargs="?", const=50, metavar="MS", help="with ray.serve.llm")
     options = parser.parse_args()
-    seen = Seen()
+    ratios = {}
     with tempfile.TemporaryDirectory() as name:
         folder, profile = Path(name), profile_path(options.profile)
         profile = profile if options.eager else compiled(profile, folder)
         models = load_settings(profile).models
         model = next(model for model in models if model.task == "vision_language")
-        with ExitStack() as servers:
-            urls = {"graph": servers.enter_context(graph(str(profile), folder))}
-            urls["vllm serve"] = servers.enter_context(vllm_serve(model, folder))
-            if options.ray:
-                urls["ray.serve.llm"] = servers.enter_context(ray_serve_llm(str(profile), folder))
-            for number in range(options.rounds):
-                if options.only != "pictures":
-                    text_round(urls, model, folder, seen)
-                if options.only != "text":
-                    picture_round(urls, model, number, seen)
-                print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
-    report(seen)
+        others = {"vllm serve": lambda: vllm_serve(model, folder)}
+        if options.ray is not None:
+            others["ray.serve.llm"] = lambda: ray_serve_llm(str(profile), folder, options.ray)
+        for other, start in others.items():
+            with graph(str(profile), folder) as ours, start() as theirs:
+                seen = rounds({"graph": ours, other: theirs}, model, folder, options)
+            ratios[other] = report(seen, other)
+    print(json.dumps(ratios))
+
+
+def rounds(urls: dict[str, str], model: ModelSettings, folder: Path, options: argparse.Namespace) -> Seen:
+    """All that is to be measured of two servers."""
+    seen = Seen()
+    for number in range(options.rounds):
+        if options.only != "pictures":
+            text_round(urls, model, folder, seen)
+        if options.only != "text":
+            picture_round(urls, model, number, seen)
+        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
+    return seen
 
 
 def text_round(urls: dict[str, str], model: ModelSettings, folder: Path, seen: Seen) -> None:
@@ -120,20 +128,16 @@ def picture_round(urls: dict[str, str], model: ModelSettings, number: int, seen:
             seen.setdefault(f"requests/s, {title}", {}).setdefault(who, []).append(rate)
 
 
-def report(seen: Seen) -> None:
-    """The table and the line of JSON: of each other server, graph / it."""
-    others = [who for who in next(iter(seen.values())) if who != "graph"]
-    ratios: dict[str, dict[str, float]] = {who: {} for who in others}
+def report(seen: Seen, other: str) -> dict[str, float]:
+    """Prints the table; the ratios graph / other."""
+    ratios = {}
     width = max(map(len, seen))
-    print(" " * width + f"{'graph':>15}" + "".join(f" {who:>13}  ratio" for who in others))
+    print(f"{'':{width}} {'graph':>14} {other:>13}  ratio")
     for title, by in sorted(seen.items()):
-        middle = {who: statistics.median(values) for who, values in by.items()}
-        line = f"{title:>{width}} {middle['graph']:14.2f}"
-        for who in others:
-            ratios[who][title] = round(middle["graph"] / middle[who], 3)
-            line += f" {middle[who]:13.2f} {ratios[who][title]:6.2f}"
-        print(line)
-    print(json.dumps(ratios))
+        ours, theirs = statistics.median(by["graph"]), statistics.median(by[other])
+        ratios[title] = round(ours / theirs, 3)
+        print(f"{title:>{width}} {ours:14.2f} {theirs:13.2f} {ratios[title]:6.2f}", flush=True)
+    return ratios
 
 
 if __name__ == "__main__":

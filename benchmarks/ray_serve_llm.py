@@ -3,7 +3,9 @@
 It gets the Serve flags that `atelier serve` sets, HAProxy among them. Needs pyarrow, which Atelier does not:
 `pip install pyarrow`.
 
-    python -m benchmarks.ray_serve_llm PROFILE PORT
+    python -m benchmarks.ray_serve_llm PROFILE PORT COLLECT_MS
+
+It collects tokens for COLLECT_MS milliseconds before it sends them, by default 50.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from serve_app.launch import own_environment
 from serve_app.settings import load_settings
 
 
-def main(profile: Path, port: int) -> None:
+def main(profile: Path, port: int, collect_ms: int) -> None:
     """Serve until SIGINT or SIGTERM."""
     models = load_settings(profile).models
     model = next(model for model in models if model.task == "vision_language")
@@ -42,6 +44,7 @@ def main(profile: Path, port: int) -> None:
                 "max_ongoing_requests": model.max_ongoing_requests,
             },
             runtime_env={"env_vars": {**model.env, "HF_HUB_OFFLINE": "1"}},
+            experimental_configs={"stream_batching_interval_ms": collect_ms},
         )
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         over = threading.Event()
@@ -56,4 +59,4 @@ def main(profile: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -70,10 +70,10 @@ def graph(profile: str, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def ray_serve_llm(profile: str, folder: Path) -> Iterator[str]:
-    """`ray.serve.llm` with the profile's language model; yields its URL."""
+def ray_serve_llm(profile: str, folder: Path, collect_ms: int) -> Iterator[str]:
+    """`ray.serve.llm` with the profile's language model, collecting tokens for so long; yields its URL."""
     url = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "benchmarks.ray_serve_llm", profile, url.split(":")[-1]]
+    command = [sys.executable, "-m", "benchmarks.ray_serve_llm", profile, url.split(":")[-1], str(collect_ms)]
     with running(command, f"{url}/v1/models", folder / "ray_llm.log", ENVIRONMENT):
         yield url
 
