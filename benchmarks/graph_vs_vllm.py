@@ -7,8 +7,8 @@ ratios graph / other.
 
     python -m benchmarks.graph_vs_vllm [--rounds 3] [--profile demo] [--eager] [--only text|pictures] [--ray]
 
-With --ray [MS], the same is done with `ray.serve.llm` afterwards (see benchmarks/ray_serve_llm.py), which collects
-tokens for MS milliseconds, by default for its own 50; never are more than two servers up, since idle ones
+With --ray [MS], the same is done with `ray.serve.llm` then (benchmarks/ray_serve_llm.py), which collects the
+tokens of MS milliseconds, by default of its own 50; never are more than two servers up, since idle ones
 take time from all.
 
 The demo profile runs its model uncompiled to start soon. An engine that slow would hide what the graph costs,
