@@ -15,6 +15,7 @@ from typing import Any
 
 from deployments.contracts.errors import InvalidImage, PayloadTooLarge
 from deployments.contracts.messages import Purpose
+from deployments.engines.image_headers import gif_frames, sniff, webp_canvas
 
 MIN_SIDE = 32
 """Qwen3-VL's patch of 16 times its merge of 2: a smaller side has no token."""
@@ -134,19 +135,6 @@ def too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The image is larger than {max_bytes:,} bytes. Reduce or compress it.")
 
 
-def sniff(data: bytes) -> str | None:
-    """The format by content, never by name or declared type."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return None
-
-
 # ---------------------------------------------------------------------- the header
 def _open(data: bytes, wanted: Wanted) -> Any:
     """The undecoded image, once its header has passed the limits."""
@@ -155,7 +143,7 @@ def _open(data: bytes, wanted: Wanted) -> Any:
     kind = sniff(data)
     if kind is None:
         raise InvalidImage(f"This is not an allowed image format, judged by its content. {ALLOWED}")
-    if kind == "WEBP" and (size := _webp_canvas(data)):
+    if kind == "WEBP" and (size := webp_canvas(data)):
         _check_size(*size, wanted)  # opening one allocates its canvas
     if kind == "GIF":
         _check_frames(gif_frames(data, wanted.max_frames), wanted)
@@ -164,42 +152,6 @@ def _open(data: bytes, wanted: Wanted) -> Any:
     if kind != "GIF":
         _check_frames(getattr(image, "n_frames", 1), wanted)  # declared in the header, not counted
     return image
-
-
-def _webp_canvas(data: bytes) -> tuple[int, int] | None:
-    if len(data) < 30:
-        return None
-    if data[12:16] == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if data[12:16] == b"VP8 ":
-        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    return None
-
-
-def gif_frames(data: bytes, most: int) -> int:
-    """How many frames a GIF holds, counted without decoding any and not beyond `most` + 1."""
-    at, frames = 13 + _gif_table(data, 10), 0
-    while at < len(data) and frames <= most:
-        if data[at] == 0x2C:
-            frames += 1
-            at += 11 + _gif_table(data, at + 9)
-        elif data[at] == 0x21:
-            at += 2
-        else:
-            break  # the trailer, or damage that the decoder meets too
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-        at += 1
-    return frames
-
-
-def _gif_table(data: bytes, at: int) -> int:
-    """Bytes of the colour table that the flags at `at` announce."""
-    flags = data[at] if at < len(data) else 0
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _check_frames(frames: int, wanted: Wanted) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from deployments.contracts.errors import InvalidImage
 from deployments.contracts.messages import Picture
 from deployments.engines import image_files
-from deployments.engines.image_files import MAX_ASPECT, MIN_SIDE, Wanted, decode_file, gif_frames
+from deployments.engines.image_files import MAX_ASPECT, MIN_SIDE, Wanted, decode_file
+from deployments.engines.image_headers import gif_frames
 from deployments.engines.image_ops import digest
 from tests.engines.hostile import many_frames, noise
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deployments.contracts.errors import InvalidImage, InvalidRequest
 from deployments.contracts.messages import Detail, ImageSource
-from deployments.engines.image_files import sniff
+from deployments.engines.image_headers import sniff
 from serve_app.graph.operations import ChatCall
 from serve_app.ingress.sse import DATA, Wire
 
