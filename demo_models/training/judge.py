@@ -7,6 +7,7 @@ segment, of the colours and shapes that were asked for, where they were asked fo
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -18,10 +19,9 @@ from demo_models.training import data as world
 
 NAMES = list(world.COLORS)
 _PALETTE = np.array([rgb for rgb, _ in world.COLORS.values()], float)
-SIDE = 48
-"""Pixels along the longer side of a segment when it is compared with the templates."""
+AREA = 1300
+"""Pixels of a segment when it is compared with the templates."""
 FRAME = 96
-SCALES = (1.0, 1.06, 1.12, 1.18)
 LEAST_AREA = 0.002
 """Share of the picture under which a segment is noise."""
 LEAST_OVERLAP = 0.75
@@ -69,20 +69,16 @@ def nearest_color(rgb: np.ndarray) -> str:
 
 @functools.cache
 def _templates() -> tuple[list[str], np.ndarray]:
-    """Names, and (n, FRAME * FRAME) booleans: every shape in every scale."""
-    made = [
-        (shape, _framed(np.asarray(world.mask(shape, 96)) > 127, scale))
-        for shape in world.SHAPES
-        for scale in SCALES
-    ]
-    return [shape for shape, _ in made], np.stack([template.ravel() for _, template in made])
+    """Names, and (n, FRAME * FRAME) booleans: every shape."""
+    made = [_framed(np.asarray(world.mask(shape, 96)) > 127).ravel() for shape in world.SHAPES]
+    return list(world.SHAPES), np.stack(made)
 
 
-def _framed(segment: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """A boolean segment, its longer side brought to SIDE times `scale`, its centre of mass to the frame's."""
+def _framed(segment: np.ndarray) -> np.ndarray:
+    """A boolean segment, brought to an area of AREA, its centre of mass to the frame's."""
     rows, columns = np.flatnonzero(segment.any(1)), np.flatnonzero(segment.any(0))
     box = segment[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    zoom = SIDE * scale / max(box.shape)
+    zoom = math.sqrt(AREA / box.sum())
     size = max(1, round(box.shape[1] * zoom)), max(1, round(box.shape[0] * zoom))
     image = Image.fromarray(box.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     y, x = np.nonzero(np.asarray(image) > 127)
@@ -96,8 +92,8 @@ def _framed(segment: np.ndarray, scale: float = 1.0) -> np.ndarray:
 def match_shape(segment: np.ndarray) -> str | None:
     """The shape whose template overlaps a boolean segment best, if any does well enough.
 
-    Templates come a little larger too: an autoencoder rounds thin tips off, and the rest of a star is then
-    larger in its box than a star would be.
+    Both are brought to one area, not to boxes of one size: rounded tips and bumps change the box most. By its
+    box, every fifth circle with a slightly uneven outline passed for a hexagon.
     """
     names, templates = _templates()
     framed = _framed(segment).ravel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
@@ -74,3 +75,21 @@ def test_places_are_judged_apart() -> None:
     verdict = judge.judge(left, {**ONE, "pos": "right"})
     assert verdict.right
     assert not verdict.places
+
+
+def worn(shape: str, side: int, random: np.random.Generator) -> np.ndarray:
+    """A shape's segment with rounded corners and an uneven outline, as models draw them."""
+    edges = np.pad(np.asarray(world.mask(shape, side), np.float32) / 255, side)
+    edges = cv2.GaussianBlur(edges, (0, 0), side / 40)
+    bumps = cv2.GaussianBlur(random.standard_normal(edges.shape), (0, 0), side / 8)
+    near = cv2.GaussianBlur((abs(edges - 0.5) < 0.45).astype(float), (0, 0), 1) > 0.02
+    worn = (edges + 0.2 * near * bumps / bumps.std() > 0.5).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(worn, connectivity=4)
+    return labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+
+
+@pytest.mark.parametrize("shape", list(world.SHAPES))
+def test_shapes_with_uneven_outlines_are_told_apart(shape: str) -> None:
+    random = np.random.default_rng(5)
+    found = [judge.match_shape(worn(shape, side, random)) for side in range(24, 64) for _ in range(3)]
+    assert found.count(shape) >= 0.9 * len(found)
