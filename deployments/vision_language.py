@@ -44,12 +44,8 @@ class VisionLanguage(EngineReplica[ChatEngine]):
 
     # Serve awaits it, and routes here afterwards.
     async def __init__(self, settings: ModelSettings) -> None:  # type: ignore[misc]
-        self.make_senders()
-        await self._start(make_chat_engine(settings))
-
-    def make_senders(self) -> None:
-        """For the tokens of all streams, to each ingress."""
         self._senders = Senders(lambda: HeadStarts(lambda request: self._running().stream_chat(request, ())))
+        await self._start(make_chat_engine(settings))
 
     async def chat(self, request: ChatRequest, *pictures: Picture) -> bytes:
         """The whole answer as JSON of the request's surface."""

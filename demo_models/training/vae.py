@@ -155,10 +155,10 @@ def loss_of(vae: Any, spread: Spread, pixels: Tensor, figures: common.Mean) -> T
     if len(clean):
         figures.add(clean=clean.pow(2).mean().item())
     figures.add(mse=error.detach().pow(2).mean().item(), size=latents.detach().pow(2).mean().item())
-    # The last term keeps latents from growing, which would be a way around the noise.
     weight = near_objects(pixels)
     edges = (across.abs() * weight[..., 1:]).mean() + (down.abs() * weight[..., 1:, :]).mean()
     off = ((error.abs() + error.pow(2)) * weight).mean()
+    # The last term keeps latents from growing, which would be a way around the noise.
     return off + 0.25 * edges + 0.01 * latents.pow(2).mean()
 
 

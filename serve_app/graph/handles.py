@@ -22,7 +22,7 @@ from deployments.contracts.messages import ChatRequest, ImageEvent, ImageQueue, 
 from serve_app.graph.line import Line, call, stream, translate
 from serve_app.graph.pictures import PreparedPicture, go_by_value, values
 from serve_app.graph.readiness import State
-from serve_app.graph.token_receiver import Pushing, Receiver
+from serve_app.graph.token_receiver import Pushing, Receiver, Ways
 
 BROADCAST_S = 5.0
 """How long every replica has to answer a call that goes to all."""
@@ -41,8 +41,9 @@ class VisionLanguageHandle:
         # Plain pickle: cloudpickle, the default, is for code, and several times slower for a small message.
         self._by_value = handle.options(request_serialization="pickle", response_serialization="pickle")
         self._by_reference = handle.options(_by_reference=True)
-        self._push_by_value = Pushing(self._by_value.options(stream=True).push_chat, receiver)
-        self._push_by_reference = Pushing(self._by_reference.options(stream=True).push_chat, receiver)
+        ways = Ways()
+        self._push_by_value = Pushing(self._by_value.options(stream=True).push_chat, receiver, ways)
+        self._push_by_reference = Pushing(self._by_reference.options(stream=True).push_chat, receiver, ways)
         self._line = Line(on_lost)
 
     async def chat(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> bytes:

@@ -82,7 +82,7 @@ class Ways:
         self._connections.add(connection)
 
     def send_ahead(self, stream: int, request: ChatRequest) -> bool:
-        """Let a replica begin, if there is but one to choose, and nothing else to do for this ingress."""
+        """Let a replica begin, if there is but one to choose and no other stream of its deployment open."""
         self._connections = {each for each in self._connections if each.open}
         if not (len(self._connections) == 1 == self.open_streams and holds_at_most(request.body, AHEAD)):
             return False
@@ -164,12 +164,13 @@ class Pushing:
     Args:
         method: takes the address first. Yields nothing, or, if it could not connect, the items.
         receiver: gives the address.
+        ways: of the deployment, shared by all of its methods.
     """
 
-    def __init__(self, method: Any, receiver: Receiver) -> None:
+    def __init__(self, method: Any, receiver: Receiver, ways: Ways | None = None) -> None:
         self._method = method
         self._receiver = receiver
-        self._ways = Ways()
+        self._ways = ways or Ways()
 
     def remote(self, *args: Any) -> Pushed:
         return Pushed(self._method, args, self._receiver, self._ways)

@@ -11,6 +11,7 @@ import pytest
 from deployments import head_start
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.messages import ChatRequest
+from deployments.contracts.settings import ModelSettings
 from deployments.vision_language import VisionLanguage
 from serve_app.graph.token_receiver import AHEAD, Pushing, Receiver
 
@@ -53,10 +54,12 @@ class Replica:
 
     def __init__(self, engine: Engine, call_s: float = 0.05) -> None:
         self.engine, self.call_s = engine, call_s
-        self.shell = VisionLanguage.__new__(VisionLanguage)
-        made: Any = self.shell
-        made._engine = engine
-        made.make_senders()
+        self.shell: Any = VisionLanguage.__new__(VisionLanguage)
+
+    async def started(self) -> Replica:
+        await self.shell.__init__(ModelSettings(id="m", task="vision_language", engine="fake"))
+        self.shell._engine = self.engine
+        return self
 
     def close(self) -> None:
         self.shell._senders.close()
@@ -81,7 +84,7 @@ async def start() -> AsyncGenerator[Start, None]:
     receiver, replicas = Receiver("127.0.0.1"), []
 
     async def make(engine: Engine) -> tuple[Pushing, Replica]:
-        replica = Replica(engine)
+        replica = await Replica(engine).started()
         replicas.append(replica)
         pushing = Pushing(replica, receiver)
         assert await read(pushing) == b"abc"
@@ -157,9 +160,21 @@ async def test_several_at_once_wait_for_their_calls(start: Start) -> None:
     assert replica.engine.log[:2] == ["begin", "call"]  # the first was alone when it came
 
 
+async def test_streams_of_the_deployment_s_other_methods_count(start: Start) -> None:
+    pushing, replica = await start(Engine())
+    pushing._ways.open_streams += 1  # as another Pushing over the same ways does while it streams
+    assert await read(pushing) == b"abc"
+    assert replica.engine.log == ["call", "begin", "end"]
+    pushing._ways.open_streams -= 1
+    replica.engine.log.clear()
+    other = Pushing(replica, pushing._receiver, pushing._ways)
+    assert await read(other) == b"abc"
+    assert replica.engine.log == ["begin", "call", "end"]
+
+
 async def test_only_to_a_replica_that_must_be_the_one(start: Start) -> None:
     pushing, first = await start(Engine())
-    second = Replica(Engine())
+    second = await Replica(Engine()).started()
     pushing._method = second
     first.engine.log.clear()
     assert await read(pushing) == b"abc"  # the other one's, whatever the first had begun
