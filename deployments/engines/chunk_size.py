@@ -18,6 +18,9 @@ SPACING_MAX_S = 0.04
 TOKENS_MAX = 16
 WEIGHT = 0.02
 """Of one chunk in the running mean of the time per token."""
+HALF_LIFE_S = 0.25
+"""Of the memory of how many streams were open together. Where clients wait for each other, all streams end at
+once and all begin at once, and the first of them would take itself for alone."""
 APART_S = 1e-4
 """Chunks closer than this come from one token: its text, its finish reason, the usage."""
 
@@ -32,11 +35,13 @@ class ChunkSize:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._streams = 0
+        self._others = 0.0
+        self._others_at = 0.0
         self._token_s = SPACING_MAX_S
 
     def tokens(self) -> int:
         """For a stream that begins now, itself not counted yet."""
-        spacing = min(self._streams * SPACING_S, SPACING_MAX_S)
+        spacing = min(self._company() * SPACING_S, SPACING_MAX_S)
         return min(max(int(spacing / self._token_s + 0.25), 1), TOKENS_MAX)
 
     @contextmanager
@@ -56,3 +61,11 @@ class ChunkSize:
             yield chunk
         finally:
             self._streams -= 1
+            self._company()
+
+    def _company(self) -> float:
+        """How many streams are open beside one that begins or ends now, or lately were."""
+        now = self._clock()
+        remembered = self._others * 0.5 ** ((now - self._others_at) / HALF_LIFE_S)
+        self._others, self._others_at = max(self._streams, remembered), now
+        return self._others

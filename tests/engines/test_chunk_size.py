@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from deployments.engines.chunk_size import SPACING_MAX_S, TOKENS_MAX, ChunkSize
+from deployments.engines.chunk_size import HALF_LIFE_S, SPACING_MAX_S, TOKENS_MAX, ChunkSize
 
 
 class World:
@@ -64,3 +64,26 @@ def test_chunks_of_one_token_are_not_counted_as_tokens() -> None:
             chunk()
             chunk()  # the finish reason and the usage follow at once
     assert world.with_others(16) == 10
+
+
+def test_the_first_of_a_new_wave_of_streams_is_not_taken_for_alone() -> None:
+    world = World()
+    world.measure(token_s=0.002)
+    assert world.with_others(8) == 10
+    world.now += HALF_LIFE_S / 10
+    assert world.size.tokens() >= 9
+
+
+def test_a_lone_stream_soon_gets_each_token_again() -> None:
+    world = World()
+    world.measure(token_s=0.002)
+    world.with_others(8)
+    world.now += 5 * HALF_LIFE_S
+    assert world.size.tokens() == 1
+
+
+def test_one_client_after_another_is_alone() -> None:
+    world = World()
+    for _ in range(3):
+        world.measure(token_s=0.002)
+        assert world.size.tokens() == 1
