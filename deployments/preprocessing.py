@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 from dataclasses import dataclass, replace
 
 from deployments.contracts.errors import AtelierError, EngineFailed, InvalidImage
 from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
 from deployments.contracts.settings import PreprocessingSettings
+from deployments.engines.data_urls import is_data_url, payload
 from deployments.engines.decoders import Decoders
 from deployments.engines.fetch import Fetcher
-from deployments.engines.image_files import Wanted, check_bytes, too_large
+from deployments.engines.image_files import Wanted, check_bytes
 from deployments.engines.picture_cache import PictureCache
 
 logger = logging.getLogger(__name__)
 
 INLINE = 2**20
 """Bytes up to which hashing a file costs less than a thread, 0.5 ms: 20 MB take 10 ms."""
-
-_DATA_URL = re.compile(r"\s*data:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Preprocessing:
             raise InvalidImage("Give an image either as a URL or as a file.")
         if source.url is None:
             return source.data or b""
-        if _DATA_URL.match(source.url):
+        if is_data_url(source.url):
             return source.url
         return await self._fetcher.fetch(source.url, source.param)
 
@@ -143,25 +141,12 @@ def _file(data: bytes | str, source: ImageSource, settings: PreprocessingSetting
         max_side=source.max_side,
     )
     if isinstance(data, str):
-        data = _payload(data, settings.max_bytes)
+        data = payload(data, settings.max_bytes).encode("ascii")
     else:
         check_bytes(data, settings.max_bytes)
     state = hashlib.sha256(repr((source.scope, wanted)).encode())
     state.update(data)
     return _File(data, wanted, state.hexdigest())
-
-
-def _payload(url: str, max_bytes: int) -> bytes:
-    """The base64 of a data URL, whose declared type is ignored."""
-    header, comma, payload = url.partition(",")
-    if not comma or not header.strip().lower().endswith(";base64"):
-        raise InvalidImage("A data URL must read data:image/png;base64,DATA (or jpeg, webp, gif).")
-    # Before anything copies it; a third is base64's overhead, the rest line breaks or %XX.
-    if len(payload) > 4 * max_bytes + 1024:
-        raise too_large(max_bytes)
-    if not payload.isascii():
-        raise InvalidImage("The image is not valid base64.")
-    return payload.encode("ascii")
 
 
 def _scoped(picture: Picture, scope: str) -> Picture:

@@ -46,7 +46,7 @@ def holds_at_most(body: dict[str, Any], most: int) -> bool:
 
 
 SMALL_BYTES = 2**20
-"""Files and pictures up to this travel by value between deployments."""
+"""Pictures up to this travel by value between deployments."""
 
 MAX_PROMPTS = 16
 """Prompts in one completion request: each takes a slot of the engine."""

@@ -12,12 +12,12 @@ from ray.exceptions import RayActorError
 from deployments.contracts.errors import InvalidImage, Unavailable
 from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture
 from deployments.contracts.settings import PreprocessingSettings
-from serve_app.graph.pictures import PreparedPicture, PreprocessingHandle, go_by_value, values
+from serve_app.graph.pictures import FILE_BYTES, PreparedPicture, PreprocessingHandle, go_by_value, values
 
 SMALL = Picture(np.zeros((8, 8, 3), np.uint8), "small")
 LARGE = Picture(np.zeros((700, 700, 3), np.uint8), "large")
 URL = "data:image/png;base64,AAAA"
-LONG_URL = "data:image/png;base64," + "A" * SMALL_BYTES
+LONG_URL = "data:image/png;base64," + "A" * (FILE_BYTES // 3 * 4 + 4)
 
 
 class Method:
@@ -26,6 +26,7 @@ class Method:
 
     def remote(self, source: ImageSource) -> asyncio.Future[Any]:
         self._handle.calls.append(self._name)
+        self._handle.sources.append(source)
         return asyncio.ensure_future(self._handle.answer(self._name))
 
 
@@ -34,6 +35,7 @@ class Handle:
 
     def __init__(self, picture: Picture = SMALL, *failures: Exception) -> None:
         self.calls: list[str] = []
+        self.sources: list[ImageSource] = []
         self._picture, self._failures = picture, list(failures)
         self.prepare, self.prepare_small = Method(self, "prepare"), Method(self, "prepare_small")
 
@@ -73,6 +75,34 @@ async def test_what_is_remembered_is_no_other_picture(other: dict[str, Any]) -> 
     await to_prepare.prepare(ImageSource(url=URL, scope="a")).value()
     await to_prepare.prepare(ImageSource(**{"url": URL, "scope": "a", **other})).value()
     assert handle.calls == ["prepare_small"] * 2
+
+
+@pytest.mark.parametrize("text", ["QUJD", "QUJ D"])
+async def test_plain_base64_travels_as_bytes_and_other_spellings_as_they_came(text: str) -> None:
+    handle, url = Handle(), f"data:image/png;base64,{text}"
+    await one(handle, ImageSource(url=url, param="here")).value()
+    plain = text == "QUJD"
+    sent = ImageSource(data=b"ABC" if plain else None, url=None if plain else url, param="here")
+    assert handle.sources == [sent]
+
+
+@pytest.mark.parametrize(
+    ("content", "by_value"),
+    [
+        ({"data": bytes(FILE_BYTES)}, True),
+        ({"data": bytes(FILE_BYTES + 1)}, False),
+        (
+            {"url": "https://example.com/" + "a" * (FILE_BYTES // 4)},
+            False,
+        ),  # four bytes a letter, if it comes badly
+    ],
+)
+async def test_no_message_grows_beyond_what_the_transport_takes(
+    content: dict[str, Any], by_value: bool
+) -> None:
+    handle = Handle()
+    await one(handle, ImageSource(**content)).value()
+    assert handle.calls == ["prepare_small" if by_value else "prepare"]
 
 
 async def test_what_is_behind_a_url_may_have_changed() -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from serve_app.graph.pictures import FILE_BYTES
 from tests.engines.hostile import RED, file, hostile, noise
 from tests.engines.test_fetch import ATTACKS
 from tests.integration.conftest import Graph
@@ -54,6 +55,14 @@ def test_hostile_images_and_urls_cost_the_graph_nothing(graph: Graph) -> None:
     assert preprocessing.is_running()
     assert preprocessing.memory_info().rss < 1.05 * before
     assert {status for status, _ in ask_all(graph, good)} == {200}
+
+
+def test_files_of_any_size_travel(graph: Graph) -> None:
+    """As large as goes by value, one byte larger, and spelt in a way that stays text."""
+    picture = file(noise(64, 64, 7), "PNG")
+    urls = [data_url(picture + bytes(size - len(picture))) for size in (FILE_BYTES, FILE_BYTES + 1)]
+    urls += [urls[0][:1000] + "\n" + urls[0][1000:]]
+    assert {status for status, _ in ask_all(graph, urls)} == {200}
 
 
 def test_an_image_that_was_seen_is_not_decoded_again(graph: Graph) -> None:
