@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 MARK = "ATELIER_ENGINE_OWNER"
 """Environment variable that marks what an owner starts, for children too young to have been seen."""
-INTERVAL_S = 0.5
+INTERVAL_S = 2
+"""Between two looks at what the owner has started. That it is gone is known at once."""
 
 Process = tuple[int, int]
 """Process id and start time: an id alone may come to mean another process."""
@@ -116,13 +118,23 @@ def _marked(mark: str) -> set[Process]:
     return found
 
 
+def _end_of(owner: int) -> Callable[[], object]:
+    """A function that returns when the owner ends, or after INTERVAL_S."""
+    try:
+        ended = os.pidfd_open(owner)
+    except OSError:  # gone, or a sandbox that does not have this
+        return lambda: time.sleep(0.5)
+    return lambda: select.select([ended], [], [], INTERVAL_S)
+
+
 def _watch(owner: int, mark: str) -> None:
     me = os.getpid()
     known: set[Process] = set()
+    wait = _end_of(owner)
     while os.getppid() == owner:
         # A process whose parent died before it keeps its place in `known`.
         known = _living(known | descendants({owner}))
-        time.sleep(INTERVAL_S)
+        wait()
     for _ in range(5):  # again, for what was being started meanwhile
         known = _living(known | _marked(mark))
         known |= descendants({pid for pid, _ in known})
