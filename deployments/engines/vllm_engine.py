@@ -22,7 +22,7 @@ from deployments.contracts.settings import ModelSettings
 from deployments.engines.chunk_size import ChunkSize
 from deployments.engines.orphans import OrphanGuard
 from deployments.engines.vllm_arguments import prepare_environment, serve_arguments
-from deployments.engines.vllm_rendering import SHORT, render_short_inline, short
+from deployments.engines.vllm_rendering import SHORT, prepare_pictures_alone, render_short_inline, short
 from deployments.engines.vllm_requests import (
     BROKEN,
     from_exception,
@@ -92,6 +92,8 @@ class VllmEngine:
             raise ValueError(f"model {self._settings.id!r}: {self._settings.source} cannot chat")
         show_pictures(state.online_renderer)
         render_short_inline(self._llm.renderer)
+        if self._takes_pictures():
+            prepare_pictures_alone(self._llm.renderer.get_mm_processor())
         keep_errors(state.anthropic_serving_messages)
         enable_envs_cache()  # as vLLM's other processes do: some variables are looked up for each token
         self._state = state
