@@ -66,7 +66,7 @@ class Preprocessing:
         """The picture behind a source. Raises InvalidImage or PayloadTooLarge that name `source.param`."""
         try:
             data = await self._read(source)
-            if len(data) < INLINE:
+            if source.sha256 or len(data) < INLINE:
                 file = _file(data, source, self._settings)
             else:
                 file = await asyncio.to_thread(_file, data, source, self._settings)
@@ -144,9 +144,8 @@ def _file(data: bytes | str, source: ImageSource, settings: PreprocessingSetting
         data = payload(data, settings.max_bytes).encode("ascii")
     else:
         check_bytes(data, settings.max_bytes)
-    state = hashlib.sha256(repr((source.scope, wanted)).encode())
-    state.update(data)
-    return _File(data, wanted, state.hexdigest())
+    sha256 = source.sha256 or hashlib.sha256(data).hexdigest()
+    return _File(data, wanted, repr((sha256, source.scope, wanted)))
 
 
 def _scoped(picture: Picture, scope: str) -> Picture:

@@ -68,6 +68,8 @@ class ImageSource:
     known, would tell that somebody else has sent it."""
     max_side: int | None = None
     """A picture with a longer side, in pixels, is refused; None: by the general limits alone."""
+    sha256: str = ""
+    """Hex, of `data`, if whoever sends it has taken it."""
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,11 @@ class PreparedPicture:
         Raises:
             AtelierError: the image is refused, or preprocessing is not there.
         """
-        brief = len(_content(self._source)) <= SMALL_BYTES
-        key = _key(self._source) if brief else await asyncio.to_thread(_key, self._source)
+        if (data := self._source.data) is not None:
+            brief = len(data) <= SMALL_BYTES
+            sha256 = _sha256(data) if brief else await asyncio.to_thread(_sha256, data)
+            self._source = replace(self._source, sha256=sha256)
+        key = _key(self._source)
         picture = self._handle.known.get(key) if key else None
         if picture is not None:
             return picture
@@ -114,16 +117,13 @@ def _content(source: ImageSource) -> str | bytes:
     return source.url or source.data or b""
 
 
-def _key(source: ImageSource) -> str | None:
-    """Names a file, what is wanted of it and whose it is; None for a URL, behind which anything may be."""
-    content = _content(source)
-    if isinstance(content, str):
-        if not content.startswith("data:"):
-            return None
-        content = content.encode("utf-8", "surrogatepass")
-    state = hashlib.sha256(repr(replace(source, url=None, data=None, param=None)).encode())
-    state.update(content)
-    return state.hexdigest()
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _key(source: ImageSource) -> str:
+    """Names a file, what is wanted of it and whose it is; empty for a URL, behind which anything may be."""
+    return repr(replace(source, data=None, param=None)) if source.sha256 else ""
 
 
 async def values(pictures: Sequence[PreparedPicture]) -> list[Any]:

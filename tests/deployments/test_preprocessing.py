@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import logging
 from collections.abc import Iterator
@@ -239,6 +240,14 @@ async def test_the_same_image_is_decoded_once() -> None:
     assert SHARED.decoded == before + 1
     assert {picture.digest for picture in first} == {again.digest}
     assert (again.pixels == RED).all()
+
+
+async def test_a_file_that_comes_with_its_hash_is_the_same_file() -> None:
+    replica, before = await shell(), SHARED.decoded
+    data = png((91, 71))
+    for sha256 in ("", hashlib.sha256(data).hexdigest()):
+        await replica.prepare(ImageSource(data=data, sha256=sha256))
+    assert SHARED.decoded == before + 1
 
 
 async def test_another_budget_purpose_or_scope_is_another_picture() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,8 @@ async def test_plain_base64_travels_as_bytes_and_other_spellings_as_they_came(te
     handle, url = Handle(), f"data:image/png;base64,{text}"
     await one(handle, ImageSource(url=url, param="here")).value()
     plain = text == "QUJD"
-    sent = ImageSource(data=b"ABC" if plain else None, url=None if plain else url, param="here")
-    assert handle.sources == [sent]
+    as_bytes = ImageSource(data=b"ABC", param="here", sha256=hashlib.sha256(b"ABC").hexdigest())
+    assert handle.sources == [as_bytes if plain else ImageSource(url=url, param="here")]
 
 
 @pytest.mark.parametrize(
