@@ -145,7 +145,8 @@ def _file(data: bytes | str, source: ImageSource, settings: PreprocessingSetting
     else:
         check_bytes(data, settings.max_bytes)
     sha256 = source.sha256 or hashlib.sha256(data).hexdigest()
-    return _File(data, wanted, repr((sha256, source.scope, wanted)))
+    key = hashlib.sha256(repr((sha256, source.scope, wanted)).encode()).hexdigest()
+    return _File(data, wanted, key)
 
 
 def _scoped(picture: Picture, scope: str) -> Picture:

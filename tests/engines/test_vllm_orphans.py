@@ -85,7 +85,7 @@ def is_alive(pid: int) -> bool:
 
 
 def sleepers() -> set[int]:
-    found = subprocess.run(["pgrep", "-x", "sleep"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-fx", "sleep 600"], capture_output=True, text=True)
     return {int(pid) for pid in found.stdout.split()}
 
 
