@@ -118,8 +118,7 @@ def _context_too_long(message: str, param: str) -> ContextTooLong | None:
     prompt = _PROMPT.search(message)
     length = f"{prompt.group(1)}{prompt.group(2) or ' tokens'}" if prompt else "more"
     return ContextTooLong(
-        f"This model's context holds {context.group(1)} tokens, but '{param}' comes to {length}."
-        " Shorten it.",
+        f"This model's context holds {context.group(1)} tokens, but '{param}' comes to {length}. Shorten it.",
         param=param,
     )
 
