@@ -7,7 +7,7 @@ import re
 
 import pybase64
 
-from deployments.contracts.errors import InvalidImage
+from deployments.contracts.errors import AtelierError, InvalidImage
 from deployments.engines.image_files import too_large
 
 _SCHEME = re.compile(r"\s*data:", re.IGNORECASE)
@@ -38,11 +38,11 @@ def payload(url: str, max_bytes: int) -> str:
 def plain_bytes(url: str, max_bytes: int) -> bytes | None:
     """The bytes in a data URL that is spelt as the standard has it, 0.1 ms a megabyte.
 
-    None for any other, and for one that will be refused: a decoding process forgives or tells what is wrong.
+    None for any other, and for one that will be refused: preprocessing forgives or tells what is wrong.
     """
-    if not is_data_url(url) or len(url) > 2 * max_bytes + 1024:
+    if not is_data_url(url):
         return None
     try:
         return pybase64.b64decode(payload(url, max_bytes), validate=True)
-    except (InvalidImage, binascii.Error):
+    except (AtelierError, binascii.Error):
         return None

@@ -1,10 +1,24 @@
-"""The pictures that were asked for last, up to a number of bytes."""
+"""The pictures that were asked for last, up to a number of bytes, and what names the files they come from."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections import OrderedDict
 
 from deployments.contracts.messages import Picture
+
+INLINE = 2**20
+"""Bytes up to which hashing a file costs less than a thread, 0.5 ms: 20 MB take 10 ms."""
+
+
+async def file_hash(data: bytes) -> str:
+    """Hex SHA-256 of a file."""
+    return _sha256(data) if len(data) < INLINE else await asyncio.to_thread(_sha256, data)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class PictureCache:

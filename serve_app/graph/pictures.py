@@ -8,7 +8,6 @@ reference passes here. The last small ones are remembered: in the next turn of a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from deployments.contracts.messages import SMALL_BYTES, ImageSource, Picture, holds_at_most
 from deployments.contracts.settings import PreprocessingSettings
 from deployments.engines.data_urls import plain_bytes
-from deployments.engines.picture_cache import PictureCache
+from deployments.engines.picture_cache import PictureCache, file_hash
 from serve_app.graph.line import Line, call
 
 LONG = 2**18
@@ -55,8 +54,7 @@ class PreprocessingHandle:
 
     def surely_small(self, source: ImageSource) -> bool:
         """Whether file and picture fit into a message, as far as can be told without decoding."""
-        content = _content(source)
-        size = len(content) * (4 if isinstance(content, str) else 1)  # UTF-8 at its worst
+        size = len(source.data or b"") + 4 * len(source.url or "")  # UTF-8 at its worst
         return size <= FILE_BYTES and 3 * self._settings.budget(source.detail) <= SMALL_BYTES
 
 
@@ -84,9 +82,7 @@ class PreparedPicture:
             AtelierError: the image is refused, or preprocessing is not there.
         """
         if (data := self._source.data) is not None:
-            brief = len(data) <= SMALL_BYTES
-            sha256 = _sha256(data) if brief else await asyncio.to_thread(_sha256, data)
-            self._source = replace(self._source, sha256=sha256)
+            self._source = replace(self._source, sha256=await file_hash(data))
         key = _key(self._source)
         picture = self._handle.known.get(key) if key else None
         if picture is not None:
@@ -111,14 +107,6 @@ class PreparedPicture:
         if picture.pixels.nbytes > SMALL_BYTES:
             return None
         return replace(picture, pixels=picture.pixels.copy())  # out of Ray's memory, which a view would hold
-
-
-def _content(source: ImageSource) -> str | bytes:
-    return source.url or source.data or b""
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _key(source: ImageSource) -> str:

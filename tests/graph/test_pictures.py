@@ -92,10 +92,7 @@ async def test_plain_base64_travels_as_bytes_and_other_spellings_as_they_came(te
     [
         ({"data": bytes(FILE_BYTES)}, True),
         ({"data": bytes(FILE_BYTES + 1)}, False),
-        (
-            {"url": "https://example.com/" + "a" * (FILE_BYTES // 4)},
-            False,
-        ),  # four bytes a letter, if it comes badly
+        ({"url": "https://example.com/" + "a" * (FILE_BYTES // 4)}, False),  # as if of four bytes each
     ],
 )
 async def test_no_message_grows_beyond_what_the_transport_takes(
