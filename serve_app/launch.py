@@ -80,7 +80,7 @@ def own_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         # Serve's own numbers, 4 threads and 10 rounds a second, are for clusters: on a laptop the models need
-        # that time. Nobody reads the metrics here at all.
+        # that time. Its metrics, 10 times a second, nobody reads here.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
