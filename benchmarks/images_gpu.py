@@ -4,7 +4,7 @@ Needs no checkpoint: blocks are made one by one on the device, quantized there, 
 the engine's own (`Denoiser`), guided, so that a batch of B is 2B rows. Prints a table and, last, one line of
 JSON.
 
-    python -m benchmarks.images_gpu [--sizes 512 1024] [--batches 1 2 4 8] [--compile] [--matmul]
+    python -m benchmarks.images_gpu [--sizes 512 1024] [--batches 1 2 4 8] [--modes plain compile matmul]
     python -m benchmarks.images_gpu --tiny     # the same path in seconds, without a GPU
 """
 
@@ -26,9 +26,11 @@ TINY = {
 TEXT_TOKENS = (120, 8)
 """Of the prompt and the negative prompt."""
 CELL = 16
+MODES = ("plain", "compile", "matmul", "matmul-compile")
+"""As the engine runs by default; with `compile`; with SDNQ's int8 matrix products, from then on; both."""
 
 
-def build(device: str, config: dict[str, Any], matmul: bool) -> Any:
+def build(device: str, config: dict[str, Any]) -> Any:
     """The transformer, quantized block by block so that bfloat16 never lies in memory as a whole."""
     import torch
     from diffusers import QwenImageTransformer2DModel
@@ -37,7 +39,6 @@ def build(device: str, config: dict[str, Any], matmul: bool) -> Any:
 
     import_sdnq(device)
     from sdnq import sdnq_post_load_quant
-    from sdnq.loader import apply_sdnq_options_to_model
 
     options = QuantizeArgs().model_dump(exclude={"components"}) | {"torch_dtype": torch.bfloat16}
     if device != "cpu":
@@ -50,7 +51,7 @@ def build(device: str, config: dict[str, Any], matmul: bool) -> Any:
             one = QwenImageTransformer2DModel(num_layers=1, **config).to(torch.bfloat16).eval()
             one = sdnq_post_load_quant(one, **options)
             model.transformer_blocks.append(one.transformer_blocks[0])
-    return apply_sdnq_options_to_model(model, use_quantized_matmul=True) if matmul else model
+    return model
 
 
 def latents(model: Any, size: int, number: int) -> Any:
@@ -68,11 +69,11 @@ def latents(model: Any, size: int, number: int) -> Any:
     return Latents(x.to(device, torch.bfloat16), [*sigmas, 0.0], number, texts, 4.0, ((1, side, side),))
 
 
-def seconds_per_step(model: Any, size: int, batch: int, steps: int, compiled: bool) -> float:
+def seconds_per_step(model: Any, size: int, batch: int, steps: int) -> float:
     """The median of some steps after two to warm up, each waited for."""
     from deployments.engines.diffusers_denoise import Denoiser
 
-    denoiser = Denoiser(model, batch * (size // CELL) ** 2, compiled)
+    denoiser = Denoiser(model, batch * (size // CELL) ** 2)
     pictures = [latents(model, size, number) for number in range(batch)]
     taken = []
     for _ in range(steps + 2):
@@ -91,6 +92,36 @@ def gib(device: str, peak: bool = False) -> float:
     return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**30
 
 
+def prepare(model: Any, mode: str) -> Any:
+    """The same weights, to be run as `mode` says."""
+    from deployments.engines.diffusers_pipeline import compile_blocks
+
+    if mode.startswith("matmul"):
+        from sdnq.loader import apply_sdnq_options_to_model
+
+        model = apply_sdnq_options_to_model(model, use_quantized_matmul=True)
+    if mode.endswith("compile"):
+        compile_blocks(model)
+    return model
+
+
+def measure(model: Any, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a step and memory at each size and batch; prints a line of each."""
+    import torch
+
+    device, figures = model.device, {}
+    for size in options.sizes:
+        for batch in options.batches:
+            if device.type != "cpu":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = seconds_per_step(model, size, batch, options.steps)
+            peak = round(gib(device.type, peak=True), 2)
+            figures[f"{size}x{batch}"] = {"s_per_step": round(seconds, 4), "peak_gib": peak}
+            each = f"{seconds:8.4f} s/step, {seconds / batch:8.4f} each, {peak} GiB"
+            print(f"{mode:>8} {size:>5} batch {batch}: {each}", flush=True)
+    return figures
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -99,33 +130,23 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--matmul", action="store_true", help="SDNQ's int8 matrix products")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["plain"])
     parser.add_argument("--tiny", action="store_true", help="a tiny transformer on the CPU")
     options = parser.parse_args()
     import torch
 
-    from deployments.engines.diffusers_attention import RowwiseAttention
-
     device = "cpu" if options.tiny else "cuda"
-    sizes = [64, 128] if options.tiny else options.sizes
     if options.tiny:
+        options.sizes = [64, 128]
         torch.set_num_threads(1)  # two on two busy cores are 20 times slower
-    model = build(device, dict(TINY) if options.tiny else {}, options.matmul)
+    began = time.perf_counter()
+    model = build(device, dict(TINY) if options.tiny else {})
     figures: dict[str, Any] = {"weights_gib": round(gib(device), 2)}
-    if options.compile:
-        model.compile_repeated_blocks(fullgraph=True)
-    else:
-        model.set_attn_processor(RowwiseAttention())
-    print(f"transformer: {figures['weights_gib']} GiB on {device}")
-    for size in sizes:
-        for batch in options.batches:
-            if device != "cpu":
-                torch.cuda.reset_peak_memory_stats()
-            seconds = seconds_per_step(model, size, batch, options.steps, options.compile)
-            peak = round(gib(device, peak=True), 2)
-            figures[f"{size}x{batch}"] = {"s_per_step": round(seconds, 4), "peak_gib": peak}
-            print(f"{size:>5} batch {batch}: {seconds:8.4f} s/step, {seconds / batch:8.4f} each, {peak} GiB")
+    took = time.perf_counter() - began
+    print(f"transformer: {figures['weights_gib']} GiB on {device}, after {took:.0f} s", flush=True)
+    for mode in options.modes:
+        model = prepare(model, mode)
+        figures[mode] = measure(model, mode, options)
     print(json.dumps(figures))
 
 

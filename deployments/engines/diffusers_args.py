@@ -25,7 +25,7 @@ class DiffusersArgs(BaseModel):
     quantized_matmul: bool = False
     """GPU: int8 matrix products on SDNQ weights. Faster, not batch-invariant, needs Triton."""
     compile: bool = False
-    """torch.compile of the transformer's repeated blocks; needs a compiler, and minutes at each new size."""
+    """torch.compile of the transformer's repeated blocks: needs a compiler, and minutes at the start."""
     offload: Literal["none", "model"] = "none"
     """model: on a GPU, keep only the component in use on the card: slower, for small cards."""
     vae_tiling: bool = False

@@ -17,8 +17,13 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 
 
 class RowwiseAttention:
-    """Stands in for QwenDoubleStreamAttnProcessor2_0; `text_lengths` comes through `attention_kwargs`."""
+    """Stands in for QwenDoubleStreamAttnProcessor2_0 in all blocks of a transformer."""
 
+    lengths: Sequence[int] | None = None
+    """Text tokens of each row of the pass under way; None: of all as many.
+
+    Not an argument: compiled code would be made for certain numbers, and anew for others.
+    """
     _attention_backend: Any = None
     _parallel_config: Any = None
 
@@ -30,9 +35,8 @@ class RowwiseAttention:
         encoder_hidden_states_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        text_lengths: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image states (B, T, D) and text states (B, S, D), of which row b has `text_lengths[b]` tokens."""
+        """Image states (B, T, D) and text states (B, S, D), of which row b has `lengths[b]` tokens."""
         padded = encoder_hidden_states.shape[1]
         assert encoder_hidden_states_mask is None
         assert attention_mask is None
@@ -43,7 +47,7 @@ class RowwiseAttention:
         names = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k")
         text = self._project(attn, encoder_hidden_states, *names, image_rotary_emb[1])
         joint = [torch.cat(pair, dim=1) for pair in zip(text, image, strict=True)]
-        states = self._attend(joint, padded, text_lengths or [padded] * len(hidden_states))
+        states = self._attend(joint, padded)
         states = states.flatten(2, 3).to(joint[0].dtype)
         image_out = attn.to_out[0](states[:, padded:].contiguous())
         return image_out, attn.to_add_out(states[:, :padded].contiguous())
@@ -65,8 +69,10 @@ class RowwiseAttention:
         q, k = getattr(attn, norm_q)(q), getattr(attn, norm_k)(k)
         return [apply_rotary_emb_qwen(t, freqs, use_real=False) for t in (q, k)] + [v]
 
-    def _attend(self, joint: list[torch.Tensor], padded: int, lengths: Sequence[int]) -> torch.Tensor:
-        if all(length == padded for length in lengths):
+    @torch.compiler.disable
+    def _attend(self, joint: list[torch.Tensor], padded: int) -> torch.Tensor:
+        lengths = self.lengths
+        if lengths is None or all(length == padded for length in lengths):
             return self._kernel(*joint)
         out = torch.zeros_like(joint[0])
         for row, length in enumerate(lengths):

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
+from deployments.engines.diffusers_attention import RowwiseAttention
 from deployments.engines.diffusers_texts import Text
 
-TEXT_BUCKET = 64
-"""A compiled transformer sees texts padded to multiples of this: each new length compiles anew."""
 MAX_PADDING = 0.25
 """Rows share a forward pass if at most this share of a row's tokens is padding."""
 
@@ -60,9 +59,11 @@ class Latents:
 class Denoiser:
     """The transformer, and batches for it."""
 
-    def __init__(self, transformer: Any, row_tokens: int, compiled: bool) -> None:
+    def __init__(self, transformer: Any, row_tokens: int) -> None:
         """Args: `row_tokens` bounds the latent tokens of one forward pass (one row is always allowed)."""
-        self._transformer, self._row_tokens, self._compiled = transformer, row_tokens, compiled
+        self._transformer, self._row_tokens = transformer, row_tokens
+        self._attention = RowwiseAttention()
+        transformer.set_attn_processor(self._attention)
         self._plan: tuple[list[Text], list[_Pass]] = ([], [])
 
     @torch.no_grad()
@@ -106,13 +107,12 @@ class Denoiser:
         out = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device)
         for part in self._passes(rows, x.shape[1]):
             picks = [rows[row][0] for row in part.rows]
+            self._attention.lengths = part.lengths
             out[part.rows] = self._transformer(
                 hidden_states=seen[picks],
                 timestep=time[picks],
                 encoder_hidden_states=part.states,
-                encoder_hidden_states_mask=part.mask,
                 img_shapes=[list(batch[0].grid)] * len(picks),
-                attention_kwargs=part.kwargs,
                 return_dict=False,
             )[0][:, : x.shape[1]]
         return out[: len(batch)], out[len(batch) :]
@@ -130,7 +130,7 @@ class Denoiser:
                 groups[-1].append(row)
             else:
                 groups.append([row])
-        passes = [_Pass.of(group, [texts[row].states for row in group], self._compiled) for group in groups]
+        passes = [_Pass.of(group, [texts[row].states for row in group]) for group in groups]
         self._plan = (texts, passes)
         return passes
 
@@ -141,23 +141,15 @@ class _Pass:
 
     rows: list[int]
     states: torch.Tensor
-    mask: torch.Tensor | None
-    kwargs: dict[str, Any] | None
+    lengths: list[int]
 
     @classmethod
-    def of(cls, rows: list[int], texts: list[torch.Tensor], compiled: bool) -> _Pass:
+    def of(cls, rows: list[int], texts: list[torch.Tensor]) -> _Pass:
         lengths = [text.shape[1] for text in texts]
-        longest = max(lengths)
-        if compiled:
-            longest += -longest % TEXT_BUCKET
-        states = texts[0].new_zeros((len(texts), longest, texts[0].shape[2]))
+        states = texts[0].new_zeros((len(texts), max(lengths), texts[0].shape[2]))
         for row, text in enumerate(texts):
             states[row, : text.shape[1]] = text[0]
-        if not compiled:
-            return cls(rows, states, None, {"text_lengths": lengths})
-        places = torch.arange(longest, device=states.device)
-        mask = places[None] < torch.tensor(lengths, device=states.device)[:, None]
-        return cls(rows, states, mask, None)
+        return cls(rows, states, lengths)
 
 
 def _put_back(one: Latents, after: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class DiffusersExecutor:
         pipe, cell = self._pipeline.pipe, self._pipeline.cell
         self._texts = TextEncoder(pipe, MAX_TEXT_TOKENS)
         self._sources = Sources(pipe)
-        self._denoiser = Denoiser(pipe.transformer, self.step_pixels // cell**2, self._args.compile)
+        self._denoiser = Denoiser(pipe.transformer, self.step_pixels // cell**2)
         self._sigmas = lru_cache(maxsize=256)(self._schedule)
         self._warm_up()
 
@@ -54,14 +54,20 @@ class DiffusersExecutor:
         self._pipeline.free()
 
     def _warm_up(self) -> None:
-        """Two steps at the default size: kernels are chosen, and a share too small shows now, not later."""
+        """Two steps at the default size: kernels are chosen, and a share too small shows now, not later.
+
+        A compiled transformer runs passes of one row, as without guidance, and of more in different code.
+        """
         defaults = self._settings.generation
         width, height = map(int, defaults.size.split("x")) if defaults else (256, 256)
         scale = defaults.cfg_scale if defaults else 1.0
-        request = ImageRequest("warm-up", "warm-up", " ", width, height, 2, scale, seed=0)
+        for each in {scale, 1.0} if self._args.compile else {scale}:
+            self._try_out(ImageRequest("warm-up", "warm-up", " ", width, height, 2, each, seed=0))
+
+    def _try_out(self, request: ImageRequest) -> None:
         pictures = []
         if self._sources.references:
-            grey = np.full((height, width, 3), 127, np.uint8)
+            grey = np.full((request.height, request.width, 3), 127, np.uint8)
             pictures = [Picture(grey, "")]
         start = Start(request, pictures, None, [])
         painting = Painting(Job(request, [], Plan(None, 1, ImageUsage(0, 0)), shared=start), 0, 0, 2)

@@ -87,11 +87,7 @@ class LoadedPipeline:
         else:
             pipe.to(self.device)
         if args.compile:
-            pipe.transformer.compile_repeated_blocks(fullgraph=True)
-        else:
-            from deployments.engines.diffusers_attention import RowwiseAttention
-
-            pipe.transformer.set_attn_processor(RowwiseAttention())
+            compile_blocks(pipe.transformer)
 
     # ------------------------------------------------------------------ facts
     @property
@@ -152,6 +148,18 @@ class LoadedPipeline:
             import torch
 
             torch.cuda.empty_cache()
+
+
+def compile_blocks(transformer: Any) -> None:
+    """One compilation for all sizes, batches and texts, and one more for passes of a single row.
+
+    Left to itself torch compiles anew for each shape and gives up after eight. Where two lengths are equal
+    by chance, such as a text's and a head's, it would also take them for one and the same.
+    """
+    import torch
+
+    torch.fx.experimental._config.use_duck_shape = False
+    transformer.compile_repeated_blocks(dynamic=True)
 
 
 def _check_schedule(pipe: Any, folder: Path) -> None:

@@ -18,12 +18,14 @@ from deployments.contracts.messages import ChatRequest, Picture
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.factory import make_chat_engine
 from deployments.engines.orphans import descendants
+from tests.devices import GPU_SHARE
 
 ENGINES = {
     "fake": {"engine": "fake", "engine_args": {"token_seconds": 0.002, "context": 256}},
     "vllm": {
         "engine": "vllm",
         "source": "demo_models/vlm",
+        "gpu_fraction": GPU_SHARE,
         "engine_args": {
             "max-model-len": 256,
             "enforce_eager": True,

@@ -29,6 +29,7 @@ from deployments.contracts.messages import (
 )
 from deployments.contracts.settings import GenerationDefaults, ModelSettings
 from deployments.engines.factory import make_image_engine
+from tests.devices import GPU_SHARE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,6 +44,7 @@ def settings(kind: Any, **engine_args: Any) -> ModelSettings:
         task="image_generation",
         engine=kind,
         source="demo_models/image" if kind == "diffusers" else "",
+        gpu_fraction=GPU_SHARE if kind == "diffusers" else 0,
         # One thread: two on two busy cores are 20 times slower.
         engine_args=({"threads": 1} if kind == "diffusers" else {}) | engine_args,
         generation=GenerationDefaults(size="128x128", max_pixels=32768, steps=4, cfg_scale=3),

@@ -22,6 +22,7 @@ from deployments.engines.diffusers_executor import DiffusersExecutor
 from deployments.engines.painting import Job, Painting
 from deployments.engines.quantization import load_pipeline, resolve_source
 from tests.contracts.test_image_engines import a_source, settings
+from tests.devices import DEVICE
 
 pytestmark = pytest.mark.real
 
@@ -39,6 +40,7 @@ class Editor:
         self.stock = getattr(diffusers, name)(**parts, processor=processor)
         self.stock.set_progress_bar_config(disable=True)
         self.stock.save_pretrained(folder)
+        self.stock.to(DEVICE)
         model = settings("diffusers").model_copy(update={"source": str(folder)})
         self.executor = DiffusersExecutor(model, DiffusersArgs(threads=1))
         self.executor.load()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partialmethod
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline
+from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline, QwenImageTransformer2DModel
 from PIL import Image
+from torch._dynamo.utils import counters as dynamo_counters
 
 from deployments.contracts.messages import ImageEdit, ImageRequest, Picture
 from deployments.engines.diffusers_args import DiffusersArgs
@@ -24,6 +26,7 @@ from deployments.engines.diffusers_executor import DiffusersExecutor
 from deployments.engines.painting import Job, Painting
 from deployments.engines.quantization import load_pipeline, resolve_source
 from tests.contracts.test_image_engines import settings
+from tests.devices import DEVICE
 
 pytestmark = pytest.mark.real
 
@@ -42,28 +45,39 @@ REQUESTS = [
 VARIANTS = [("bfloat16", None), ("bfloat16", QUANTIZE), ("float32", None)]
 
 
+def loaded(args: DiffusersArgs) -> DiffusersExecutor:
+    executor = DiffusersExecutor(settings("diffusers"), args)
+    executor.load()
+    return executor
+
+
+def paint(
+    executor: DiffusersExecutor, *requests: ImageRequest, pictures: tuple[Picture, ...] = ()
+) -> list[Painting]:
+    """All of them together, step by step, each leaving when it is done; latents stay in `state`."""
+    jobs = [Job(request, pictures, executor.plan(request, pictures)) for request in requests]
+    paintings = [Painting(job, 0, job.request.seed, job.request.steps) for job in jobs]
+    for painting in paintings:
+        executor.begin(painting)
+    while batch := [p for p in paintings if p.state.at < p.steps]:
+        assert all(executor.step(batch))
+    return paintings
+
+
 class Studio:
     """The executor, and the stock pipeline on the same weights."""
 
     def __init__(self, dtype: str, quantize: dict[str, Any] | None) -> None:
         args = DiffusersArgs.model_validate({"dtype": dtype, "quantize": quantize, "threads": 1})
         self.dtype = dtype
-        self.executor = DiffusersExecutor(settings("diffusers"), args)
-        self.executor.load()
+        self.executor = loaded(args)
         folder = resolve_source("demo_models/image")
-        self.stock = load_pipeline(folder, getattr(torch, dtype), args.quantize)
+        self.stock = load_pipeline(folder, getattr(torch, dtype), args.quantize, DEVICE).to(DEVICE)
         self.usual = self.stock.scheduler
         self.single = type(self.usual).from_config(self.usual.config, shift_terminal=None)
 
     def paint(self, *requests: ImageRequest, pictures: tuple[Picture, ...] = ()) -> list[Painting]:
-        """All of them together, step by step, each leaving when it is done; latents stay in `state`."""
-        jobs = [Job(request, pictures, self.executor.plan(request, pictures)) for request in requests]
-        paintings = [Painting(job, 0, job.request.seed, job.request.steps) for job in jobs]
-        for painting in paintings:
-            self.executor.begin(painting)
-        while batch := [p for p in paintings if p.state.at < p.steps]:
-            assert all(self.executor.step(batch))
-        return paintings
+        return paint(self.executor, *requests, pictures=pictures)
 
     def expected(self, request: ImageRequest, pipe: Any = None, output: str = "latent", **extra: Any) -> Any:
         pipe = pipe or self.stock
@@ -114,6 +128,26 @@ def test_whoever_the_company_is(studio: Studio) -> None:
     for others in combinations((0, 1, 3), 2):
         together = studio.paint(REQUESTS[others[0]], REQUESTS[2], REQUESTS[others[1]])
         studio.same(together[1].state.x, alone)
+
+
+def test_compiled_once_for_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the start, no size, batch or length of a text is compiled anew, and the result is the same."""
+    compile_blocks = QwenImageTransformer2DModel.compile_repeated_blocks
+    # Tracing is what counts shapes; a backend that makes no machine code needs no compiler.
+    traced = partialmethod(compile_blocks, backend="eager")
+    monkeypatch.setattr(QwenImageTransformer2DModel, "compile_repeated_blocks", traced)
+    args = DiffusersArgs.model_validate({"quantize": QUANTIZE, "threads": 1, "compile": True})
+    compiled, plain = (
+        loaded(a) for a in (args, args.model_copy(update={"compile": False}))
+    )
+    before = dict(dynamo_counters["stats"])
+    for size in ((128, 128), (176, 96)):
+        requests = [replace(one, width=size[0], height=size[1]) for one in REQUESTS]
+        ours, theirs = (paint(executor, *requests) for executor in (compiled, plain))
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one.state.x, other.state.x)
+    assert before["unique_graphs"] > 0
+    assert dict(dynamo_counters["stats"]) == before
 
 
 def test_pixels(studio: Studio) -> None:
