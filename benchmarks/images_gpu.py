@@ -11,6 +11,7 @@ JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -51,6 +52,8 @@ def build(device: str, config: dict[str, Any]) -> Any:
             one = QwenImageTransformer2DModel(num_layers=1, **config).to(torch.bfloat16).eval()
             one = sdnq_post_load_quant(one, **options)
             model.transformer_blocks.append(one.transformer_blocks[0])
+            model.quantization_config = one.quantization_config
+    gc.collect()
     return model
 
 
@@ -141,9 +144,11 @@ def main() -> None:
         torch.set_num_threads(1)  # two on two busy cores are 20 times slower
     began = time.perf_counter()
     model = build(device, dict(TINY) if options.tiny else {})
-    figures: dict[str, Any] = {"weights_gib": round(gib(device), 2)}
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    figures: dict[str, Any] = {"weights_gib": round(weights / 2**30, 2), "held_gib": round(gib(device), 2)}
     took = time.perf_counter() - began
-    print(f"transformer: {figures['weights_gib']} GiB on {device}, after {took:.0f} s", flush=True)
+    sizes = f"{figures['weights_gib']} GiB of weights, {figures['held_gib']} GiB held"
+    print(f"transformer on {device} after {took:.0f} s: {sizes}", flush=True)
     for mode in options.modes:
         model = prepare(model, mode)
         figures[mode] = measure(model, mode, options)

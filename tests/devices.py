@@ -1,6 +1,6 @@
 """Where the real engines of a test run: the CPU, or a share of a GPU where ATELIER_TEST_GPU names one.
 
-    ATELIER_TEST_GPU=0.2 make test ARGS="tests/engines tests/contracts -m real"
+ATELIER_TEST_GPU=0.2 make test ARGS="tests/engines tests/contracts -m real"
 """
 
 from __future__ import annotations

@@ -137,9 +137,7 @@ def test_compiled_once_for_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = partialmethod(compile_blocks, backend="eager")
     monkeypatch.setattr(QwenImageTransformer2DModel, "compile_repeated_blocks", traced)
     args = DiffusersArgs.model_validate({"quantize": QUANTIZE, "threads": 1, "compile": True})
-    compiled, plain = (
-        loaded(a) for a in (args, args.model_copy(update={"compile": False}))
-    )
+    compiled, plain = (loaded(a) for a in (args, args.model_copy(update={"compile": False})))
     before = dict(dynamo_counters["stats"])
     for size in ((128, 128), (176, 96)):
         requests = [replace(one, width=size[0], height=size[1]) for one in REQUESTS]

@@ -19,6 +19,7 @@ import pytest
 from openai import OpenAI
 
 from serve_app.launch import free_port
+from tests.devices import GPU_SHARE
 
 STARTUP_S = 240
 
@@ -52,9 +53,10 @@ class Graph:
 
 @pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
-    """The demo profile on real Ray Serve, HAProxy and engines; one for the whole session."""
+    """The demo models on real Ray Serve, HAProxy and engines; one for the whole session."""
     port, log = free_port(), tmp_path_factory.mktemp("graph") / "log.txt"
-    command = [sys.executable, "-m", "serve_app.cli", "serve", "--profile", "demo", "--port", str(port)]
+    profile = "demo-gpu" if GPU_SHARE else "demo"
+    command = [sys.executable, "-m", "serve_app.cli", "serve", "--profile", profile, "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with running(command, log, {**os.environ, "HF_HUB_OFFLINE": "1"}) as server:
         eventually(lambda: _ok(f"{url}/health"), STARTUP_S, server, log)
