@@ -76,6 +76,19 @@ def prepare_environment(settings: ModelSettings) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
+def computes_in_one_thread(settings: ModelSettings, arguments: Namespace) -> bool:
+    """Whether the engine's own process computes, on a CPU, in its main thread, which nothing binds to a core.
+
+    vLLM binds the threads of its workers only, and has none with the executor `uni`.
+    """
+    return (
+        settings.gpu_fraction == 0
+        and arguments.distributed_executor_backend == "uni"
+        and os.environ.get("OMP_NUM_THREADS") == "1"
+        and os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto"
+    )
+
+
 def _owned(settings: ModelSettings) -> dict[str, Any]:
     gpu = min(settings.gpu_fraction, GPU_MEMORY_MAX)
     cards = {"tensor-parallel-size": int(settings.gpu_fraction)} if settings.gpu_fraction > 1 else {}

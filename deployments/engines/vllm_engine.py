@@ -21,7 +21,8 @@ from deployments.contracts.messages import ChatRequest, Picture, holds_at_most
 from deployments.contracts.settings import ModelSettings
 from deployments.engines.chunk_size import ChunkSize
 from deployments.engines.orphans import OrphanGuard
-from deployments.engines.vllm_arguments import prepare_environment, serve_arguments
+from deployments.engines.own_core import OwnCore
+from deployments.engines.vllm_arguments import computes_in_one_thread, prepare_environment, serve_arguments
 from deployments.engines.vllm_rendering import SHORT, prepare_pictures_alone, render_short_inline, short
 from deployments.engines.vllm_requests import (
     BROKEN,
@@ -44,6 +45,7 @@ class VllmEngine:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._guard = OrphanGuard()
+        self._core = OwnCore()
         self._chunk_size = ChunkSize()
         self._llm: Any = None
         self._state: Any = None
@@ -57,6 +59,8 @@ class VllmEngine:
             arguments, config = await asyncio.to_thread(self._configure)
             await self._launch(arguments, config)
             await asyncio.wait_for(self._warm_up(), WARM_UP_S)
+            if computes_in_one_thread(self._settings, arguments):
+                self._core.keep(self._llm.engine_core.resources.engine_manager.processes[0].pid)
         except BaseException:
             await self.close()
             raise
@@ -208,6 +212,7 @@ class VllmEngine:
         llm, self._llm, self._state = self._llm, None, None
         if llm is not None:
             llm.shutdown(timeout=EXIT_S)
+        self._core.release()
         self._guard.close()
 
     def unfinished(self) -> int:

@@ -7,23 +7,25 @@ from typing import Any
 import pytest
 
 from deployments.contracts.settings import ModelSettings
-from deployments.engines.vllm_arguments import serve_arguments
+from deployments.engines.vllm_arguments import computes_in_one_thread, serve_arguments
 
 pytestmark = pytest.mark.real  # vLLM's parser takes seconds to import
 
 
-def parsed(gpu_fraction: float = 0, **engine_args: Any) -> Any:
-    return serve_arguments(
-        ModelSettings(
-            id="m",
-            aliases=("n",),
-            task="vision_language",
-            engine="vllm",
-            source="demo_models/vlm",
-            gpu_fraction=gpu_fraction,
-            engine_args=engine_args,
-        )
+def model(gpu_fraction: float = 0, **engine_args: Any) -> ModelSettings:
+    return ModelSettings(
+        id="m",
+        aliases=("n",),
+        task="vision_language",
+        engine="vllm",
+        source="demo_models/vlm",
+        gpu_fraction=gpu_fraction,
+        engine_args=engine_args,
     )
+
+
+def parsed(**changes: Any) -> Any:
+    return serve_arguments(model(**changes))
 
 
 def test_named_as_in_vllm_serve() -> None:
@@ -70,6 +72,26 @@ def test_what_is_wrong_is_named(engine_args: dict[str, Any], message: str) -> No
 def test_the_gpu_share_cannot_be_set_twice() -> None:
     with pytest.raises(ValueError, match="follows from gpu_fraction"):
         parsed(gpu_fraction=0.5, **{"gpu-memory-utilization": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "one"),
+    [
+        ({}, {}, True),
+        ({}, {"OMP_NUM_THREADS": "2"}, False),
+        ({}, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, False),
+        ({"gpu_fraction": 0.5}, {}, False),
+        ({"distributed-executor-backend": "mp"}, {}, False),
+    ],
+)
+def test_only_what_computes_in_one_thread_gets_a_core(
+    changes: dict[str, Any], environment: dict[str, str], one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    for name, value in ({"OMP_NUM_THREADS": "1"} | environment).items():
+        monkeypatch.setenv(name, value)
+    settings = model(**{"distributed-executor-backend": "uni", **changes})
+    assert computes_in_one_thread(settings, serve_arguments(settings)) is one
 
 
 def test_adapters_become_lora_modules() -> None:

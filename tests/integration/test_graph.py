@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,8 @@ import openai
 import pytest
 from PIL import Image, ImageDraw
 
+from deployments.engines.own_core import FEW
+from tests.devices import GPU_SHARE
 from tests.integration.conftest import Graph
 
 pytestmark = pytest.mark.real
@@ -102,6 +105,13 @@ def test_errors_keep_status_code_and_param(graph: Graph) -> None:
             model="qwen3-vl", messages=[{"role": "user", "content": "x"}], temperature=-3
         )
     assert hot.value.type == "invalid_request_error"
+
+
+def test_the_engine_has_a_core_of_its_own_where_cores_are_few(graph: Graph) -> None:
+    if not 2 <= os.cpu_count() <= FEW or GPU_SHARE:
+        pytest.skip("for CPU engines on machines of two to four cores")
+    (engine,) = graph.processes("EngineCore")
+    assert {len(os.sched_getaffinity(thread.id)) for thread in engine.threads()} == {1}
 
 
 def test_early_error_of_a_stream_keeps_its_status(graph: Graph) -> None:
