@@ -1,9 +1,9 @@
 """A processor core for an engine that computes in one thread, on machines of few cores.
 
 Its threads (the loop that computes, those that receive and send) hand Python's lock to each other for every
-step. Where there are as many busy processes as cores, Linux spreads them, and each hand-over has to wake
-another core. All on one core, the demo model answers a sixth more requests a second on two cores
-(benchmarks/README.md); the computing thread alone on one core gains nothing.
+step. Where there are as many busy processes as cores, Linux spreads them, and each hand-over may have to wake
+another core. With all on one core, the demo model answers a sixth more requests a second on two cores
+(benchmarks/README.md); with the computing thread alone there, no more than before.
 """
 
 from __future__ import annotations
