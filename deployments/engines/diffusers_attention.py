@@ -73,7 +73,8 @@ class RowwiseAttention:
     def _attend(self, joint: list[torch.Tensor], padded: int) -> torch.Tensor:
         lengths = self.lengths
         if lengths is None or all(length == padded for length in lengths):
-            return self._kernel(*joint)
+            # Copied, as below: for a view, compiled code would be made anew. Flattening copies most anyway.
+            return torch.empty_like(joint[0]).copy_(self._kernel(*joint))
         out = torch.zeros_like(joint[0])
         for row, length in enumerate(lengths):
             own = [torch.cat([t[row : row + 1, :length], t[row : row + 1, padded:]], dim=1) for t in joint]

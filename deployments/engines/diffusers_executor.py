@@ -56,18 +56,24 @@ class DiffusersExecutor:
     def _warm_up(self) -> None:
         """Two steps at the default size: kernels are chosen, and a share too small shows now, not later.
 
-        A compiled transformer runs passes of one row, as without guidance, and of more in different code.
+        A compiled transformer runs passes of one row and of more in different code, whatever the size. The
+        default size may fill a pass with one row: the smallest pictures, unguided and guided, see to both.
         """
         defaults = self._settings.generation
         width, height = map(int, defaults.size.split("x")) if defaults else (256, 256)
         scale = defaults.cfg_scale if defaults else 1.0
-        for each in {scale, 1.0} if self._args.compile else {scale}:
-            self._try_out(ImageRequest("warm-up", "warm-up", " ", width, height, 2, each, seed=0))
+        self._try_out(width, height, scale)
+        if self._args.compile:
+            side = 2 * self._pipeline.cell
+            for each in (1.0, 2.0):
+                self._try_out(side, side, each)
 
-    def _try_out(self, request: ImageRequest) -> None:
+    def _try_out(self, width: int, height: int, scale: float) -> None:
+        # Both texts alike: such rows share a pass at any size.
+        request = ImageRequest("warm-up", " ", " ", width, height, 2, scale, seed=0)
         pictures = []
         if self._sources.references:
-            grey = np.full((request.height, request.width, 3), 127, np.uint8)
+            grey = np.full((height, width, 3), 127, np.uint8)
             pictures = [Picture(grey, "")]
         start = Start(request, pictures, None, [])
         painting = Painting(Job(request, [], Plan(None, 1, ImageUsage(0, 0)), shared=start), 0, 0, 2)

@@ -19,10 +19,11 @@ from deployments.contracts.messages import ImageEdit, ImageRequest, ImageUsage, 
 from deployments.engines import diffusers_sources
 from deployments.engines.diffusers_args import DiffusersArgs
 from deployments.engines.diffusers_executor import DiffusersExecutor
-from deployments.engines.painting import Job, Painting
+from deployments.engines.painting import Painting
 from deployments.engines.quantization import load_pipeline, resolve_source
 from tests.contracts.test_image_engines import a_source, settings
 from tests.devices import DEVICE
+from tests.engines.test_diffusers_parity import paint
 
 pytestmark = pytest.mark.real
 
@@ -46,13 +47,7 @@ class Editor:
         self.executor.load()
 
     def paint(self, *requests: ImageRequest, sources: list[Picture]) -> list[Painting]:
-        jobs = [Job(request, sources, self.executor.plan(request, sources)) for request in requests]
-        paintings = [Painting(job, 0, job.request.seed, job.request.steps) for job in jobs]
-        for painting in paintings:
-            self.executor.begin(painting)
-        while batch := [p for p in paintings if p.state.at < p.steps]:
-            assert all(self.executor.step(batch))
-        return paintings
+        return paint(self.executor, *requests, pictures=tuple(sources))
 
     def expected(self, request: ImageRequest, sources: list[Picture]) -> Any:
         images = [Image.fromarray(source.pixels) for source in sources]
